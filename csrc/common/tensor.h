@@ -1,0 +1,76 @@
+// What the host side of every operator needs of a tensor, on the stable ABI; the same for CPU and CUDA.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "dtype.h"
+#include "layout.h"
+
+// The emulated build (csrc/emulation) registers the CUDA sources under another name, for CPU tensors.
+#ifndef FGVC_NAMESPACE
+#define FGVC_NAMESPACE fgvc_ext
+#endif
+
+namespace fgvc_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::Double: return Dtype::float64;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    case ScalarType::Half: return Dtype::float16;
+    default: STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
+  }
+}
+inline ScalarType accumulation(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Layout4 layout_of(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() == 4, "expected a tensor [N,C,H,W], got ", tensor.dim(), " dimensions");
+  return {tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3),
+          {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
+  return torch::stable::new_empty(like, size, dtype);
+}
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) { return empty(like, size, like.scalar_type()); }
+
+inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
+  int32_t device, dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(size.size()), size.data(), stride.data(), dtype, device, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline Tensor as_dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Contiguous and in the dtype in which the operator on `like` accumulates.
+inline std::optional<Tensor> as_accumulation(const std::optional<Tensor>& tensor, const Tensor& like) {
+  if (!tensor) return std::nullopt;
+  const ScalarType dtype = accumulation(like);
+  return as_dense(tensor->scalar_type() == dtype ? *tensor : torch::stable::to(*tensor, dtype));
+}
+
+inline const void* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+}  // namespace fgvc_ext

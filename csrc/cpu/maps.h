@@ -1,0 +1,89 @@
+// Feature maps [N,C,H,W] of any strides as rows of float32 (float64 for float64) in index order y·W + x.
+#pragma once
+
+#include "kernels.h"
+#include "vector.h"
+
+namespace fgvc_ext {
+
+struct Tile {
+  int64_t sample, channel, channels;
+};
+
+}  // namespace fgvc_ext
+
+namespace fgvc_ext::FGVC_ISA {
+
+FGVC_INLINE Tile tile_at(const Layout4& layout, int64_t number) {
+  const int64_t per_sample = (layout.channels + kTile - 1) / kTile;
+  const int64_t channel = number % per_sample * kTile, left = layout.channels - channel;
+  return {number / per_sample, channel, left < kTile ? left : kTile};
+}
+
+// Interleaved channels (channels_last and the like): kLanes positions × kLanes channels at a time through registers.
+template <class T>
+FGVC_INLINE void gather_interleaved(const T* base, const Layout4& layout, int64_t channels, float* rows) {
+  const int64_t positions = layout.positions(), pitch = row_pitch(positions);
+  int64_t y = 0, x = 0;
+  for (int64_t position = 0; position < positions; position += kLanes) {
+    const T* from[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      from[i] = base + y * layout.stride[2] + x * layout.stride[3];
+      __builtin_prefetch(from[i] + kTile);  // the next tile stands beside this one, far from what the hardware foresees
+      if (position + i + 1 < positions && ++x == layout.width) x = 0, ++y;
+    }
+    for (int64_t channel = 0; channel < channels; channel += kLanes) {
+      Floats block[kLanes];
+      if (channel + kLanes <= channels) {
+        for (int i = 0; i < kLanes; ++i) block[i] = load(from[i] + channel);
+      } else {
+        for (int i = 0; i < kLanes; ++i) block[i] = load_partial(from[i] + channel, channels - channel, 0.f);
+      }
+      transpose(block);
+      const int64_t valid = channels - channel < kLanes ? channels - channel : kLanes;
+      for (int64_t i = 0; i < valid; ++i) store(rows + (channel + i) * pitch + position, block[i]);
+    }
+  }
+}
+
+template <class T, class Value>
+FGVC_INLINE void gather_strided(const T* base, const Layout4& layout, int64_t channels, Value* rows) {
+  const int64_t pitch = row_pitch(layout.positions());
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (int64_t y = 0; y < layout.height; ++y)
+      for (int64_t x = 0; x < layout.width; ++x)
+        rows[channel * pitch + y * layout.width + x] =
+            to_float(base[channel * layout.stride[1] + y * layout.stride[2] + x * layout.stride[3]]);
+}
+
+// Rows of the tile's maps; `pitch` apart. In place where the memory already is that, else in `scratch`
+// (kTile × row_pitch values).
+template <class T, class Value>
+FGVC_INLINE const Value* tile_rows(const T* data, const Layout4& layout, const Tile& tile, Value* scratch, int64_t& pitch) {
+  const T* base = data + layout.offset(tile.sample, tile.channel);
+  if constexpr (sizeof(T) == sizeof(Value)) {
+    if (layout.map_is_contiguous()) {
+      pitch = layout.stride[1];
+      return base;
+    }
+  }
+  pitch = row_pitch(layout.positions());
+  if constexpr (sizeof(Value) == 4) {
+    if (layout.channels_are_contiguous() && layout.positions() > 1) {
+      gather_interleaved(base, layout, tile.channels, scratch);
+      return scratch;
+    }
+    if (layout.map_is_contiguous()) {
+      const int64_t positions = layout.positions(), whole = positions / kLanes * kLanes;
+      for (int64_t channel = 0; channel < tile.channels; ++channel, base += layout.stride[1], scratch += pitch) {
+        for (int64_t i = 0; i < whole; i += kLanes) store(scratch + i, load(base + i));
+        for (int64_t i = whole; i < positions; ++i) scratch[i] = to_float(base[i]);
+      }
+      return scratch - tile.channels * pitch;
+    }
+  }
+  gather_strided(base, layout, tile.channels, scratch);
+  return scratch;
+}
+
+}  // namespace fgvc_ext::FGVC_ISA

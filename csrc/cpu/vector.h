@@ -1,0 +1,229 @@
+// Portable vectors of 32-bit lanes (GCC vector types), as wide as the instruction set that this file is compiled for.
+// Everything is always_inline inside the instruction set's namespace: no symbol may leave the object file and be mixed
+// with another instruction set's by the linker.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../common/dtype.h"
+#include "../common/philox.h"
+
+#if defined(__AVX2__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace fgvc_ext::FGVC_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint64_t WideWords __attribute__((vector_size(4 * kLanes)));
+
+FGVC_INLINE Floats broadcast(float x) { return x - Floats{}; }  // minus, because −0 + 0 loses the sign
+FGVC_INLINE Ints lane_numbers() {
+  Ints lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+FGVC_INLINE Floats load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+FGVC_INLINE Floats load(const BFloat16* from) {
+  uint16_t narrow[kLanes];
+  std::memcpy(narrow, from, sizeof(narrow));
+  Words wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = static_cast<uint32_t>(narrow[i]) << 16;
+  return reinterpret_cast<Floats>(wide);
+}
+FGVC_INLINE Floats load(const Half* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  Floats x;
+  for (int i = 0; i < kLanes; ++i) x[i] = to_float(from[i]);
+  return x;
+#endif
+}
+// The first `count` < kLanes values, `fill` in the other lanes.
+template <class T>
+FGVC_INLINE Floats load_partial(const T* from, int64_t count, float fill) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_mask_loadu_ps(broadcast(fill), (1u << count) - 1, from);
+#endif
+  Floats x = broadcast(fill);
+  for (int i = 0; i < count; ++i) x[i] = to_float(from[i]);
+  return x;
+}
+
+template <class Vector>
+FGVC_INLINE void store(void* to, Vector x) {
+  std::memcpy(to, &x, sizeof(x));
+}
+template <class Vector>
+FGVC_INLINE void store_partial(void* to, Vector x, int64_t count) {
+  std::memcpy(to, &x, count * 4);
+}
+
+// b where a is NaN; neither operand may be NaN for a result that does not depend on the order.
+FGVC_INLINE Floats maximum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// One bit a lane: lane 0 is bit 0.
+FGVC_INLINE uint32_t lane_bits(Ints mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
+#elif defined(__SSE2__)
+  return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (mask[i] & 1u) << i;
+  return bits;
+#endif
+}
+#if defined(__AVX512F__)  // straight into a mask register: through lane_bits GCC would make a vector first
+FGVC_INLINE uint32_t greater_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+FGVC_INLINE uint32_t not_less_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+FGVC_INLINE uint32_t equal_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+FGVC_INLINE uint32_t less_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+#else
+FGVC_INLINE uint32_t greater_bits(Floats a, Floats b) { return lane_bits(a > b); }
+FGVC_INLINE uint32_t not_less_bits(Floats a, Floats b) { return lane_bits(a >= b); }
+FGVC_INLINE uint32_t equal_bits(Floats a, Floats b) { return lane_bits(a == b); }
+FGVC_INLINE uint32_t less_bits(Floats a, Floats b) { return lane_bits(a < b); }
+#endif
+
+// a where the lane's bit is set, else b.
+FGVC_INLINE Floats select(uint32_t bits, Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_mask_blend_ps(bits, b, a);
+#else
+  const Ints one_bit = (Ints{} + 1) << lane_numbers();
+  return (one_bit & static_cast<int32_t>(bits)) != 0 ? a : b;
+#endif
+}
+
+// Appends the lanes whose bit is set to `to`, in lane order; may write a whole vector there.
+template <class Vector>
+FGVC_INLINE void compress_store(void* to, uint32_t bits, Vector x) {
+#if defined(__AVX512F__)
+  store(to, _mm512_maskz_compress_epi32(bits, reinterpret_cast<__m512i>(x)));
+#else
+  auto* out = static_cast<unsigned char*>(to);
+  for (; bits; bits &= bits - 1, out += 4) {
+    const auto lane = x[__builtin_ctz(bits)];
+    std::memcpy(out, &lane, 4);
+  }
+#endif
+}
+
+// Sums the lanes by halves: the same order on every run.
+FGVC_INLINE float sum(Floats x) {
+  float lane[kLanes];
+  store(lane, x);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+FGVC_INLINE float largest(Floats x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(x);
+#else
+  float m = x[0];
+  for (int i = 1; i < kLanes; ++i) m = x[i] > m ? x[i] : m;
+  return m;
+#endif
+}
+
+FGVC_INLINE Floats round_to_int(Floats x) {  // |x| < 2^22
+  const Floats shift = broadcast(12582912.f);  // 1.5 · 2^23: the sum has no room for a fraction
+  return (x + shift) - shift;
+}
+
+// exp(x) to 2 units in the last place; NaN stays NaN, large x gives +inf, small x flushes to 0.
+// x = n·ln 2 + r with |r| ≤ ln 2 / 2, and the Taylor polynomial of degree 7 in r.
+FGVC_INLINE Floats exp(Floats x) {
+  const Floats n = round_to_int(x * 1.44269504088896341f);
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, the first one exact times n
+  Floats p = broadcast(1.f / 5040);
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.f;
+  // 2^n in two factors, so that results near the largest float survive.
+  const Ints exponent = __builtin_convertvector(n, Ints), half = exponent >> 1;
+  const Ints first = (half + 127) << 23, second = (exponent - half + 127) << 23;
+  Floats y = p * reinterpret_cast<Floats>(first) * reinterpret_cast<Floats>(second);
+  y = x > 88.7228394f ? broadcast(__builtin_inff()) : y;
+  y = x < -87.3365478f ? Floats{} : y;
+  return x == x ? y : x;
+}
+
+// Turns kLanes rows of kLanes floats into columns: interleaving row i with row i + kLanes/2, log2(kLanes) times.
+FGVC_INLINE void transpose(Floats rows[kLanes]) {
+  Ints low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+  for (int stage = 1; stage < kLanes; stage *= 2) {
+    Floats next[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// One Philox counter a lane.
+struct VectorLanes {
+  using Word = Words;
+  FGVC_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
+    const WideWords even = multiply_even(reinterpret_cast<WideWords>(a), b);
+    const WideWords odd = multiply_even(reinterpret_cast<WideWords>(a) >> 32, b);
+    const WideWords highs = (even >> 32) | (odd & 0xFFFFFFFF00000000u), lows = (even & 0xFFFFFFFFu) | (odd << 32);
+    high = reinterpret_cast<Words>(highs);
+    low = reinterpret_cast<Words>(lows);
+  }
+
+ private:
+  // The product of the even 32-bit lanes. GCC would take a full 64-bit multiplication.
+  FGVC_INLINE WideWords multiply_even(WideWords a, uint32_t b) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<WideWords>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi64(b)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<WideWords>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), _mm256_set1_epi64x(b)));
+#elif defined(__SSE2__)
+    return reinterpret_cast<WideWords>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), _mm_set1_epi64x(b)));
+#else
+    return (a & 0xFFFFFFFFu) * static_cast<uint64_t>(b);
+#endif
+  }
+};
+
+}  // namespace fgvc_ext::FGVC_ISA

@@ -1,0 +1,29 @@
+// Every operator's schema: the table of contents. An operator <op> is registered by csrc/cpu/<op>.cpp and csrc/cuda/<op>.cu;
+// its fake kernel, its autograd and its contract stand in fgvc_ext/ops/<op>.py.
+#include "common/tensor.h"
+
+STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
+  // Global k-max pooling (ELoPE, eq. 2–4) -> output, indices, values
+  m.def("global_k_max_pool(Tensor features, SymInt k, Tensor? weight, bool keep_values) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "global_k_max_pool_backward(Tensor grad, Tensor indices, Tensor values, Tensor? weight, SymInt[] size, "
+      "SymInt[] stride, bool grad_features, bool grad_weight) -> (Tensor, Tensor)");
+
+  // Diversification block (subtle differences, eq. 1–8) -> scores, bits; thresholds are probability · 2^32
+  m.def(
+      "diversify(Tensor maps, Tensor seed, int peak_threshold, int patch_threshold, SymInt patch_size, float alpha) "
+      "-> (Tensor, Tensor)");
+  m.def("diversify_backward(Tensor grad, Tensor bits, float alpha, SymInt[] size, SymInt[] stride) -> Tensor");
+  m.def(
+      "suppression_mask(Tensor maps, Tensor seed, int peak_threshold, int patch_threshold, SymInt patch_size) "
+      "-> Tensor");
+
+  // Gradient-boosting cross-entropy (subtle differences, eq. 9–14) -> loss, log_sum, threshold, scale;
+  // reduction: 0 none, 1 mean, 2 sum
+  m.def(
+      "gradient_boosting_cross_entropy(Tensor scores, Tensor target, SymInt k, int reduction, int ignore_index) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "gradient_boosting_cross_entropy_backward(Tensor grad, Tensor scores, Tensor target, Tensor log_sum, "
+      "Tensor threshold, Tensor scale, int ignore_index) -> Tensor");
+}

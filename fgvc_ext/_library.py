@@ -1,0 +1,144 @@
+"""Loads the operator libraries once, keeps and shows the first error, and says which of kernel and reference runs."""
+
+import contextlib
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._version import __version__
+
+FOLDER = Path(__file__).parent / "lib"
+_HOW_TO_BUILD = "build it with `python setup.py develop` (or `pip install --no-build-isolation .`) in the source folder"
+
+_errors: dict[str, str] = {}
+_kernels = {"cpu": False, "cuda": False}  # device type -> its kernels are registered
+_module: ModuleType | None = None  # fgvc_ext._C
+_reference_asked = os.environ.get("FGVC_EXT_BACKEND", "") == "reference"
+_labels_checked = os.environ.get("FGVC_EXT_CHECK", "") == "1"
+_warned = False
+
+
+def _load() -> None:
+    global _module
+    backend = os.environ.get("FGVC_EXT_BACKEND", "")
+    if backend not in ("", "compiled", "reference"):
+        raise ValueError(f"FGVC_EXT_BACKEND must be 'compiled' or 'reference', got {backend!r}")
+    _kernels["cpu"] = _load_library("cpu")
+    if not _kernels["cpu"]:
+        _errors["cuda"] = "needs the CPU library, which holds the schemas"
+        return
+    try:
+        from . import _C
+
+        _module = _C
+    except ImportError as error:
+        _errors["_C"] = str(error)
+    _kernels["cuda"] = _cuda_matches() and _load_library("cuda")
+
+
+def _load_library(device: str) -> bool:
+    path = FOLDER / f"libfgvc_ext_{device}.so"
+    if not path.exists():
+        _errors[device] = f"not built ({path.name} is missing); {_HOW_TO_BUILD}"
+        return False
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        _errors[device] = f"{path.name} does not load under torch {torch.__version__}: {error}; {_HOW_TO_BUILD}"
+        return False
+    return True
+
+
+def _cuda_matches() -> bool:
+    """The CUDA library links the CUDA runtime of one major version, and torch must bring the same."""
+    built = build_facts().get("cuda", "")
+    if not built:
+        _errors["cuda"] = "built without CUDA"
+    elif torch.version.cuda is None:
+        _errors["cuda"] = f"built for CUDA {built}, but torch {torch.__version__} has no CUDA"
+    elif torch.version.cuda.split(".")[0] != built.split(".")[0]:
+        _errors["cuda"] = f"built for CUDA {built}, but torch {torch.__version__} has CUDA {torch.version.cuda}"
+    return "cuda" not in _errors
+
+
+def has_schemas() -> bool:
+    """Whether ``torch.ops.fgvc_ext`` has the operators, to which fake kernels and autograd are then attached."""
+    return _kernels["cpu"]
+
+
+def use_kernel(tensor: Tensor) -> bool:
+    """Whether the compiled kernel takes this tensor; warns once where the reference stands in without being asked."""
+    if _reference_asked:
+        return False
+    if _kernels.get(tensor.device.type, False):
+        return True
+    if not torch.compiler.is_compiling():
+        _warn_once(tensor.device.type)
+    return False
+
+
+def _warn_once(device: str) -> None:
+    global _warned
+    if _warned:
+        return
+    _warned = True
+    reason = _errors.get(device, "this device has no kernels")
+    warnings.warn(
+        f"fgvc_ext: {device} tensors run on the slower PyTorch reference: {reason}. `fgvc_ext.info()` tells more; "
+        "FGVC_EXT_BACKEND=reference asks for the reference and silences this.",
+        stacklevel=4,
+    )
+
+
+@contextlib.contextmanager
+def use_reference() -> Iterator[None]:
+    """Runs the operators' PyTorch reference inside the ``with`` block, in every thread of the process."""
+    global _reference_asked
+    before, _reference_asked = _reference_asked, True
+    try:
+        yield
+    finally:
+        _reference_asked = before
+
+
+def build_facts() -> dict[str, str]:
+    """What the compiled module was built with: compiler, torch, CUDA and its architectures; empty without it."""
+    return dict(_module.build_facts()) if _module is not None else {}
+
+
+def instruction_set() -> str:
+    return _module.instruction_set() if _module is not None else "none"
+
+
+def check_labels() -> bool:
+    """``FGVC_EXT_CHECK=1``: look at label values also on devices where looking waits."""
+    return _labels_checked
+
+
+def info() -> dict[str, Any]:
+    """Versions, libraries found, instruction set in use, CUDA architectures, or why something is missing."""
+    facts = build_facts()
+    return {
+        "fgvc_ext": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "backend": "reference (asked for)" if _reference_asked else "compiled" if _kernels["cpu"] else "reference",
+        "cpu library": "loaded" if _kernels["cpu"] else _errors["cpu"],
+        "instruction set": instruction_set(),
+        "instruction sets supported": ", ".join(_module.supported_instruction_sets()) if _module else "none",
+        "cuda library": "loaded" if _kernels["cuda"] else _errors["cuda"],
+        "cuda architectures": facts.get("cuda_architectures", "none") or "none",
+        "cuda devices": torch.cuda.device_count(),
+        "built with torch": facts.get("torch", "not built"),
+        "compiler": facts.get("compiler", "not built"),
+    }
+
+
+_load()

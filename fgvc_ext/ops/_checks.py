@@ -1,0 +1,76 @@
+"""Argument checks: every message names the operator, the argument, what was expected and what came.
+
+They read metadata only, so that they neither wait for a device nor break a compiled graph.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_tensor(op: str, name: str, value: Any, shape: str, dtypes: tuple[torch.dtype, ...] = FLOATING) -> None:
+    """``shape`` is written as in the docstrings, e.g. ``"[N,C,H,W]"``; only the number of dimensions is checked."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor {shape}, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name} must be of dtype {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+    dimensions = shape.count(",") + 1 if len(shape) > 2 else 0
+    if value.dim() != dimensions:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {list(value.shape)}")
+
+
+def check_beside(op: str, name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    """A second floating tensor: on the first one's device, of its dtype or float32 (float64 only beside float64)."""
+    check_device(op, name, value, first_name, first)
+    fits = value.dtype == first.dtype or (value.dtype == torch.float32 and first.dtype != torch.float64)
+    if not fits:
+        raise TypeError(
+            f"{op}: {name} must have the dtype of {first_name} ({first.dtype})"
+            f"{'' if first.dtype == torch.float64 else ' or float32'}, got {value.dtype}"
+        )
+
+
+def check_device(op: str, name: str, value: Tensor, first_name: str, first: Tensor) -> None:
+    if value.device != first.device:
+        raise ValueError(f"{op}: {name} must be on the device of {first_name} ({first.device}), got {value.device}")
+
+
+def check_int(op: str, name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+
+
+def check_real(op: str, name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and accepts(value)):
+        raise ValueError(f"{op}: {name} must be {expected}, got {value}")
+
+
+def check_probability(op: str, name: str, value: Any) -> None:
+    check_real(op, name, value, lambda p: 0 <= p <= 1, "a probability in [0, 1]")
+
+
+def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor) -> Tensor:
+    """The int64 tensor [] or [N] that keys Philox; ``None`` draws one from torch's generator of the maps' device."""
+    if seed is None:
+        return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=maps.device)
+    if isinstance(seed, Tensor):
+        check_tensor(op, "seed", seed, "[N]" if seed.dim() else "[]", (torch.int64,))
+        check_device(op, "seed", seed, "maps", maps)
+        if seed.dim() == 1 and seed.shape[0] != maps.shape[0]:
+            raise ValueError(f"{op}: seed must have shape [] or [{maps.shape[0]}], got {list(seed.shape)}")
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{op}: seed must be None, an int or an int64 tensor, got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{op}: seed must fit 64 bits, got {seed}")
+    return torch.full((), seed, dtype=torch.int64, device=maps.device)

@@ -1,0 +1,137 @@
+"""Diversification block (Sun et al., "Fine-grained Recognition: Accounting for Subtle Differences…", eq. 1–8)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import has_schemas, use_kernel
+from ..reference.diversify import hide_threshold
+from ._autograd import dense_strides, refuse_second_backward
+from ._checks import check_int, check_probability, check_real, check_tensor, seed_tensor
+
+OP = "diversify"
+
+
+def diversify(
+    maps: Tensor,
+    *,
+    p_peak: float = 0.5,
+    p_patch: float = 0.5,
+    patch_size: int = 3,
+    alpha: float = 0.1,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """Suppresses peaks and patches of class activation maps at random and pools what is left, in one pass.
+
+    ``out[n, c]`` is the spatial mean of M', where M' = alpha·M on the suppressed positions and M elsewhere (eq. 7, 8).
+    :func:`suppression_mask` describes which positions are suppressed.
+
+    Args:
+        maps: [N,C,H,W], float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
+        p_peak: probability that a map's peaks are hidden (eq. 2). The paper gives no number: 0.5 is our choice.
+        p_patch: probability that a patch is hidden (eq. 4). Likewise.
+        patch_size: side G of the patches in positions; at the right and bottom edge they may be smaller. Likewise 3.
+        alpha: factor of the suppressed positions (eq. 7). The paper uses 0.1.
+        seed: None (one is drawn from torch's generator of the device), an int, or int64 [] or [N] on the device of ``maps``.
+
+    Returns:
+        [N,C] scores in the dtype of ``maps``; sums in float32 (float64 for float64).
+
+    Gradient:
+        to ``maps`` (in its dense layout): grad / (H·W), times alpha where suppressed. Saved for backward: one bit an
+        element and no map. No second backward.
+
+    A NaN in a map gives NaN. N = 0 gives an empty output. The same bits on every run and for every thread count.
+
+    Raises:
+        TypeError, ValueError: an argument of another dtype, shape, device or range.
+    """
+    seed = _checked(OP, maps, p_peak, p_patch, patch_size, seed)
+    check_real(OP, "alpha", alpha, lambda value: True, "finite")
+    if not use_kernel(maps):
+        return reference.diversify(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha, seed=seed)
+    peak, patch = hide_threshold(p_peak), hide_threshold(p_patch)
+    return torch.ops.fgvc_ext.diversify(maps, seed, peak, patch, patch_size, alpha)[0]
+
+
+def suppression_mask(
+    maps: Tensor,
+    *,
+    p_peak: float = 0.5,
+    p_patch: float = 0.5,
+    patch_size: int = 3,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """The positions that :func:`diversify` suppresses for the same arguments: bool [N,C,H,W] in the layout of ``maps``.
+
+    A position that equals its map's maximum is a peak, ties included (eq. 1); one draw a map decides for all its peaks
+    together (eq. 2). The map is cut into patches of ``patch_size`` × ``patch_size``; one draw a patch decides for its
+    positions, peaks excepted (eq. 4, 5). A map with a NaN has no peaks; in a constant map every position is one.
+
+    The draws are words of Philox 4x32-10 with key = ``seed`` and counter = (draw // 4, class, sample, 1): draw 0 for the
+    peaks, draw 1 + p for patch p in row-major order. A seed [] numbers the samples of the call; a seed [N] keys each sample
+    on its own, whatever batch it stands in. The same bits on the CPU, on CUDA and in the reference.
+
+    Arguments and errors: as :func:`diversify`. No gradient.
+    """
+    op = "suppression_mask"
+    seed = _checked(op, maps, p_peak, p_patch, patch_size, seed)
+    maps = maps.detach()
+    if not use_kernel(maps):
+        return reference.suppression_mask(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, seed=seed)
+    return torch.ops.fgvc_ext.suppression_mask(maps, seed, hide_threshold(p_peak), hide_threshold(p_patch), patch_size)
+
+
+def _checked(op: str, maps: Tensor, p_peak: float, p_patch: float, patch_size: int, seed: int | Tensor | None) -> Tensor:
+    check_tensor(op, "maps", maps, "[N,C,H,W]")
+    if maps.shape[2] == 0 or maps.shape[3] == 0:
+        raise ValueError(f"{op}: maps must have H and W of at least 1, got {list(maps.shape)}")
+    check_probability(op, "p_peak", p_peak)
+    check_probability(op, "p_patch", p_patch)
+    check_int(op, "patch_size", patch_size, least=1)
+    return seed_tensor(op, seed, maps)
+
+
+def _bytes_per_map(height: int, width: int) -> int:
+    return (height * width + 7) // 8
+
+
+def _fake(maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: int, alpha: float) -> tuple[Tensor, Tensor]:
+    samples, classes, height, width = maps.shape
+    bits = maps.new_empty((samples, classes, _bytes_per_map(height, width)), dtype=torch.uint8)
+    return maps.new_empty((samples, classes)), bits
+
+
+def _fake_backward(grad: Tensor, bits: Tensor, alpha: float, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=grad.dtype, device=grad.device)
+
+
+def _fake_mask(maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: int) -> Tensor:
+    return torch.empty_like(maps, dtype=torch.bool)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    maps, *_, ctx.alpha = inputs
+    bits = output[1]
+    ctx.mark_non_differentiable(bits)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(bits)
+    ctx.size, ctx.stride = maps.shape, dense_strides(maps)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 6
+    (bits,) = ctx.saved_tensors
+    maps = torch.ops.fgvc_ext.diversify_backward(grad, bits, ctx.alpha, ctx.size, ctx.stride)
+    return maps, None, None, None, None, None
+
+
+if has_schemas():
+    torch.library.register_fake("fgvc_ext::diversify", _fake)
+    torch.library.register_fake("fgvc_ext::diversify_backward", _fake_backward)
+    torch.library.register_fake("fgvc_ext::suppression_mask", _fake_mask)
+    torch.library.register_autograd("fgvc_ext::diversify", _backward, setup_context=_setup_context)
+    refuse_second_backward(OP)

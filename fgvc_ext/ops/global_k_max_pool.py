@@ -1,0 +1,111 @@
+"""Global k-max pooling (Hanselmann and Ney, "ELoPE", eq. 2–4)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import has_schemas, use_kernel
+from ._autograd import dense_strides, refuse_second_backward
+from ._checks import check_beside, check_int, check_tensor
+
+OP = "global_k_max_pool"
+LARGEST_INT16_MAP = 32768  # positions that an int16 index can name
+
+
+def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None) -> Tensor:
+    """Mean of the ``k`` largest values of every map, optionally weighted by rank.
+
+    With S₁ ≥ S₂ ≥ … the values of map (n, c): ``out[n, c] = (1/k) Σ_{r ≤ k} weight[r] · S_r``; without ``weight`` all
+    weights are 1. k = 1 is max pooling, k = H·W average pooling. ELoPE (Hanselmann and Ney, 2020), eq. 2–4.
+
+    Args:
+        features: [N,C,H,W], float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
+        k: how many values, 1 ≤ k ≤ H·W. The paper uses 4.
+        weight: [k], dtype of ``features`` or float32, one weight a rank (largest first).
+
+    Returns:
+        [N,C] in the dtype of ``features``; sums in float32 (float64 for float64).
+
+    Gradient:
+        to ``features`` (in its dense layout) and to ``weight``. Saved for backward: k indices a map (int16, int32 for maps
+        of more than 32,768 positions), and the k values where ``weight`` needs a gradient. No second backward.
+
+    Ties go to the lowest index y·W + x; −0 and +0 tie. A NaN counts as the largest value: NaN in, NaN out. N = 0 gives an
+    empty output. The same bits on every run and for every thread count.
+
+    Raises:
+        TypeError, ValueError: an argument of another dtype, shape or device, or k outside [1, H·W].
+    """
+    check_tensor(OP, "features", features, "[N,C,H,W]")
+    check_int(OP, "k", k, least=1)
+    positions = features.shape[2] * features.shape[3]
+    if k > positions:
+        height, width = features.shape[2:]
+        raise ValueError(f"{OP}: k must be at most H*W = {height}*{width} = {positions}, got {k}")
+    if weight is not None:
+        check_tensor(OP, "weight", weight, "[k]")
+        check_beside(OP, "weight", weight, "features", features)
+        if weight.shape[0] != k:
+            raise ValueError(f"{OP}: weight must have shape [{k}], one weight for each of the k values, got {list(weight.shape)}")
+    if not use_kernel(features):
+        return reference.global_k_max_pool(features, k, weight)
+    keep_values = weight is not None and weight.requires_grad and torch.is_grad_enabled()
+    return torch.ops.fgvc_ext.global_k_max_pool(features, k, weight, keep_values)[0]
+
+
+def _index_dtype(height: int, width: int) -> torch.dtype:
+    return torch.int16 if height * width <= LARGEST_INT16_MAP else torch.int32
+
+
+def _fake(features: Tensor, k: int, weight: Tensor | None, keep_values: bool) -> tuple[Tensor, Tensor, Tensor]:
+    samples, channels, height, width = features.shape
+    output = features.new_empty((samples, channels))
+    indices = features.new_empty((samples, channels, k), dtype=_index_dtype(height, width))
+    accumulation = torch.float64 if features.dtype == torch.float64 else torch.float32
+    values = features.new_empty((samples, channels, k if keep_values else 0), dtype=accumulation)
+    return output, indices, values
+
+
+def _fake_backward(
+    grad: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    weight: Tensor | None,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    grad_features: bool,
+    grad_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    features = torch.empty_strided(size, stride, dtype=grad.dtype, device=grad.device) if grad_features else grad.new_empty(0)
+    return features, grad.new_empty(indices.shape[2] if grad_weight else 0, dtype=weight.dtype if grad_weight else grad.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, _, weight, keep_values = inputs
+    _, indices, values = output
+    ctx.mark_non_differentiable(indices, values)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(indices, values if keep_values else None, weight)
+    ctx.size, ctx.stride = features.shape, dense_strides(features)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
+    indices, values, weight = ctx.saved_tensors
+    need_features, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2] and values is not None
+    if values is None:
+        values = grad.new_empty(0)
+    features, weights = torch.ops.fgvc_ext.global_k_max_pool_backward(
+        grad, indices, values, weight, ctx.size, ctx.stride, need_features, need_weight
+    )
+    return features if need_features else None, None, weights if need_weight else None, None
+
+
+if has_schemas():
+    torch.library.register_fake("fgvc_ext::global_k_max_pool", _fake)
+    torch.library.register_fake("fgvc_ext::global_k_max_pool_backward", _fake_backward)
+    torch.library.register_autograd("fgvc_ext::global_k_max_pool", _backward, setup_context=_setup_context)
+    refuse_second_backward(OP)

@@ -1,0 +1,108 @@
+"""Gradient-boosting cross-entropy (Sun et al., "Fine-grained Recognition: Accounting for Subtle Differences…", eq. 9–14)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import check_labels, has_schemas, use_kernel
+from ._autograd import refuse_second_backward
+from ._checks import check_device, check_int, check_tensor
+
+OP = "gradient_boosting_cross_entropy"
+REDUCTIONS = ("none", "mean", "sum")  # their numbers in the operator's schema
+
+
+def gradient_boosting_cross_entropy(
+    scores: Tensor, target: Tensor, *, k: int = 15, reduction: str = "mean", ignore_index: int = -100
+) -> Tensor:
+    """Cross-entropy over the true class and its ``k`` most confusing rivals.
+
+    With t the k-th highest negative score of a sample and J' the negatives with score ≥ t (all ties count):
+    ``loss = −s_l + log(exp(s_l) + Σ_{J'} exp(s_i))`` (eq. 10, 12). For k ≥ C − 1 it is exactly cross-entropy.
+
+    Args:
+        scores: [N,C], float32, float64, bfloat16 or float16, any strides.
+        target: [N], int64 in [0, C), or ``ignore_index``.
+        k: how many negatives, at least 1. The paper uses 15.
+        reduction: "mean" over the samples that are not ignored, "sum" or "none".
+        ignore_index: samples with this target have loss 0 and no gradient.
+
+    Returns:
+        [] (or [N] for "none"), float32 (float64 for float64). The mean of no sample is NaN, as in torch.
+
+    Gradient:
+        to ``scores`` (eq. 14): the softmax over {l} ∪ J', minus one at l, zero elsewhere. Saved for backward: ``scores``,
+        ``target`` and two numbers a sample. No second backward.
+
+    NaN in a row of scores gives a NaN loss. The same bits on every run and for every thread count.
+
+    Raises:
+        TypeError, ValueError: an argument of another dtype, shape, device or range.
+        IndexError: on the CPU, a target outside [0, C). On CUDA its loss and gradient row are NaN, unless FGVC_EXT_CHECK=1.
+    """
+    check_tensor(OP, "scores", scores, "[N,C]")
+    check_tensor(OP, "target", target, "[N]", (torch.int64,))
+    check_device(OP, "target", target, "scores", scores)
+    if target.shape[0] != scores.shape[0]:
+        raise ValueError(f"{OP}: target must have shape [{scores.shape[0]}], one class a row of scores, got {list(target.shape)}")
+    if scores.shape[1] == 0:
+        raise ValueError(f"{OP}: scores must have at least one class, got {list(scores.shape)}")
+    check_int(OP, "k", k, least=1)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if check_labels() and scores.device.type != "cpu":
+        _look_at_labels(target, scores.shape[1], ignore_index)
+    if not use_kernel(scores):
+        return reference.gradient_boosting_cross_entropy(
+            scores, target, k=k, reduction=reduction, ignore_index=ignore_index
+        )
+    return torch.ops.fgvc_ext.gradient_boosting_cross_entropy(scores, target, k, REDUCTIONS.index(reduction), ignore_index)[0]
+
+
+def _look_at_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
+    if bool(wrong.any()):
+        index = int(wrong.nonzero()[0])
+        raise IndexError(
+            f"{OP}: target[{index}] = {int(target[index])} is not in [0, {classes}), the range of {classes} classes, "
+            f"nor ignore_index = {ignore_index}"
+        )
+
+
+def _fake(
+    scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    samples = scores.shape[0]
+    loss = scores.new_empty((samples,) if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
+    return loss, scores.new_empty(samples, dtype=dtype), scores.new_empty(samples, dtype=dtype), scores.new_empty((), dtype=dtype)
+
+
+def _fake_backward(
+    grad: Tensor, scores: Tensor, target: Tensor, log_sum: Tensor, threshold: Tensor, scale: Tensor, ignore_index: int
+) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    scores, target, _, _, ctx.ignore_index = inputs
+    _, log_sum, threshold, scale = output
+    ctx.mark_non_differentiable(log_sum, threshold, scale)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(scores, target, log_sum, threshold, scale)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
+    scores = torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.ignore_index)
+    return scores, None, None, None, None
+
+
+if has_schemas():
+    torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
+    torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
+    torch.library.register_autograd(f"fgvc_ext::{OP}", _backward, setup_context=_setup_context)
+    refuse_second_backward(OP)

@@ -1,0 +1,133 @@
+"""Turns environment and command line into arguments of CMake, which alone knows how fgvc_ext is built.
+
+Environment:
+    FGVC_EXT_BUILD=0         the Python-only package, which runs on the PyTorch reference
+    FGVC_EXT_CUDA=0|1        without or with the CUDA library (default: where nvcc and a CUDA torch are found)
+    TORCH_CUDA_ARCH_LIST     as for torch, e.g. "8.0;9.0+PTX" (default: every architecture of cmake/CudaLibrary.cmake)
+    FGVC_EXT_CMAKE_ARGS      further arguments of CMake, e.g. "-DFGVC_EXT_EMULATION=ON"
+    MAX_JOBS                 parallel compilations
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Command, Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+BUILD_WANTED = os.environ.get("FGVC_EXT_BUILD", "1") != "0"
+
+
+def cuda_wanted() -> bool:
+    """FGVC_EXT_CUDA, or else: torch has CUDA, and an nvcc of the same major version is found."""
+    import torch
+
+    nvcc = nvcc_path()
+    asked = os.environ.get("FGVC_EXT_CUDA", "")
+    if asked == "0" or (asked == "" and (torch.version.cuda is None or nvcc is None)):
+        return False
+    if torch.version.cuda is None:
+        sys.exit(f"FGVC_EXT_CUDA=1, but torch {torch.__version__} was built without CUDA: install a CUDA build of torch first")
+    if nvcc is None:
+        sys.exit("FGVC_EXT_CUDA=1, but nvcc was found neither in CUDA_HOME nor on PATH")
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    major = version.split("release ")[1].split(".")[0]
+    if major == torch.version.cuda.split(".")[0]:
+        return True
+    message = f"nvcc is of CUDA {major}, torch {torch.__version__} of CUDA {torch.version.cuda}: the major versions must be equal"
+    if asked == "1":
+        sys.exit(message)
+    print(f"fgvc_ext: building without the CUDA library: {message}", file=sys.stderr)
+    return False
+
+
+def nvcc_path() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home and (Path(home) / "bin" / "nvcc").exists():
+        return str(Path(home) / "bin" / "nvcc")
+    return shutil.which("nvcc")
+
+
+def cmake_architectures(torch_list: str) -> str:
+    """"8.0;9.0+PTX" as torch writes it → "80-real;90" as CMake does (without a suffix: machine code and PTX)."""
+    names = []
+    for name in torch_list.replace(" ", ";").split(";"):
+        if name:
+            number = name.removesuffix("+PTX").replace(".", "")
+            names.append(number if name.endswith("+PTX") else f"{number}-real")
+    return ";".join(names)
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds with CMake, and installs the libraries into the package."""
+
+    def run(self) -> None:
+        if not BUILD_WANTED:
+            return
+        try:
+            import pybind11  # noqa: F401
+            import torch  # noqa: F401
+        except ImportError as error:
+            sys.exit(
+                f"fgvc_ext is built against the torch that is installed, but: {error}. An isolated build does not see it. "
+                "Install torch and pybind11 first, then run: pip install --no-build-isolation ."
+            )
+        package = ROOT if self.inplace else Path(self.build_lib).resolve()
+        build = Path(self.build_temp).resolve()
+        cuda = cuda_wanted()
+        arguments = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DFGVC_EXT_CUDA={'ON' if cuda else 'OFF'}",
+            f"-DFGVC_EXT_CUDA_ARCHITECTURES={cmake_architectures(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))}",
+            *shlex.split(os.environ.get("FGVC_EXT_CMAKE_ARGS", "")),
+        ]
+        if cuda:
+            arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc_path()}")
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        build.mkdir(parents=True, exist_ok=True)
+        self.cmake("-S", str(ROOT), "-B", str(build), *generator, *arguments)
+        self.cmake("--build", str(build), "--parallel", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1))
+        self.cmake("--install", str(build), "--prefix", str(package))
+        if self.inplace:
+            shutil.copy(build / "compile_commands.json", ROOT / "compile_commands.json")
+
+    @staticmethod
+    def cmake(*arguments: str) -> None:
+        command = shutil.which("cmake")
+        if command is None:
+            sys.exit("fgvc_ext is built by CMake, which was not found: pip install cmake ninja")
+        if subprocess.run([command, *arguments]).returncode:
+            sys.exit(f"fgvc_ext: the build stopped at: cmake {' '.join(arguments)}")
+
+    def get_outputs(self) -> list[str]:
+        library = Path(self.build_lib) / "fgvc_ext"
+        return [str(path) for path in [*library.glob("_C*.so"), *(library / "lib").glob("*.so")]]
+
+
+class Develop(Command):
+    """``python setup.py develop``. Setuptools' own became an isolated pip install, in which torch is missing."""
+
+    description = "install in development mode, with the libraries built in place"
+    user_options: list[tuple[str, str | None, str]] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
+        sys.exit(subprocess.run(command).returncode)
+
+
+setup(
+    # One entry stands for everything that CMake installs; its name only makes the wheel a platform wheel.
+    ext_modules=[Extension("fgvc_ext._C", sources=[])] if BUILD_WANTED else [],
+    cmdclass={"build_ext": CMakeBuild, "develop": Develop},
+)
