@@ -15,10 +15,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+if int(setuptools.__version__.split(".")[0]) < 80:
+    sys.exit(f"fgvc_ext is built by setuptools >= 80, found {setuptools.__version__}: pip install --upgrade setuptools")
 BUILD_WANTED = os.environ.get("FGVC_EXT_BUILD", "1") != "0"
 
 
@@ -76,13 +79,16 @@ class CMakeBuild(build_ext):
                 f"fgvc_ext is built against the torch that is installed, but: {error}. An isolated build does not see it. "
                 "Install torch and pybind11 first, then run: pip install --no-build-isolation ."
             )
-        package = ROOT if self.inplace else Path(self.build_lib).resolve()
-        build = Path(self.build_temp).resolve()
+        in_place = self.inplace or self.editable_mode
+        package = ROOT if in_place else Path(self.build_lib).resolve()
+        build = ROOT / "build" / sys.implementation.cache_tag  # kept between builds: only what changed is compiled again
         cuda = cuda_wanted()
         arguments = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DFGVC_EXT_CUDA={'ON' if cuda else 'OFF'}",
+            "-DFGVC_EXT_EMULATION=OFF",  # each build says all of its options: CMake's cache would keep those of the last
+            "-DFGVC_EXT_SANITIZE=",
             f"-DFGVC_EXT_CUDA_ARCHITECTURES={cmake_architectures(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))}",
             *shlex.split(os.environ.get("FGVC_EXT_CMAKE_ARGS", "")),
         ]
@@ -93,7 +99,10 @@ class CMakeBuild(build_ext):
         self.cmake("-S", str(ROOT), "-B", str(build), *generator, *arguments)
         self.cmake("--build", str(build), "--parallel", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1))
         self.cmake("--install", str(build), "--prefix", str(package))
-        if self.inplace:
+        installed = {Path(line) for line in (build / "install_manifest.txt").read_text().splitlines()}
+        for stale in {*(package / "fgvc_ext" / "lib").glob("*.so")} - installed:  # of an earlier build with more libraries
+            stale.unlink()
+        if in_place:
             shutil.copy(build / "compile_commands.json", ROOT / "compile_commands.json")
 
     @staticmethod

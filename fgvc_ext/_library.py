@@ -1,8 +1,10 @@
 """Loads the operator libraries once, keeps and shows the first error, and says which of kernel and reference runs."""
 
 import contextlib
+import importlib.util
 import os
 import platform
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +36,7 @@ def _load() -> None:
     if not _kernels["cpu"]:
         _errors["cuda"] = "needs the CPU library, which holds the schemas"
         return
-    try:
-        from . import _C
-
-        _module = _C
-    except ImportError as error:
-        _errors["_C"] = str(error)
+    _module = _load_module()
     _kernels["cuda"] = _cuda_matches() and _load_library("cuda")
 
 
@@ -49,17 +46,60 @@ def _load_library(device: str) -> bool:
         _errors[device] = f"not built ({path.name} is missing); {_HOW_TO_BUILD}"
         return False
     try:
+        _refuse_truncated(path)
         torch.ops.load_library(str(path))
     except OSError as error:
-        _errors[device] = f"{path.name} does not load under torch {torch.__version__}: {error}; {_HOW_TO_BUILD}"
+        cause = error.__cause__ or error  # torch wraps what the loader says
+        _errors[device] = f"{path.name} does not load under torch {torch.__version__}: {cause}; {_HOW_TO_BUILD}"
         return False
-    return True
+    missing = [operator for operator in _operators() if not _has_kernel(operator, device)]
+    if missing:
+        what = f"has no kernel for {', '.join(missing)}"
+        _errors[device] = f"{path.name} is not of this version of fgvc_ext: it {what}; {_HOW_TO_BUILD}"
+    return not missing
+
+
+def _load_module() -> ModuleType | None:
+    try:
+        found = importlib.util.find_spec("._C", __package__)
+        if found is not None and found.origin is not None:
+            _refuse_truncated(Path(found.origin))
+        return importlib.import_module("._C", __package__)
+    except (ImportError, OSError) as error:
+        _errors["_C"] = f"{error}; {_HOW_TO_BUILD}"
+        return None
+
+
+def _refuse_truncated(path: Path) -> None:
+    """Raises OSError for an ELF file that ends too early: the loader would map it, and the process die of SIGBUS."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) == 64 and header.startswith(b"\x7fELF\x02\x01"):  # else the loader itself refuses it
+        (offset,) = struct.unpack_from("<Q", header, 40)  # of the table of sections, which stands at the end
+        size, number = struct.unpack_from("<HH", header, 58)
+        end, actual = offset + size * number, path.stat().st_size
+        if actual < end:
+            raise OSError(f"{path} is truncated: {actual} of {end} bytes")
+
+
+def _operators() -> list[str]:
+    """Every public operator, which has the name of its file."""
+    return sorted(path.stem for path in (Path(__file__).parent / "ops").glob("[a-z]*.py"))
+
+
+def _has_kernel(operator: str, device: str) -> bool:
+    try:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fgvc_ext::{operator}", device.upper()))
+    except RuntimeError:  # not even a schema
+        return False
 
 
 def _cuda_matches() -> bool:
     """The CUDA library links the CUDA runtime of one major version, and torch must bring the same."""
     built = build_facts().get("cuda", "")
-    if not built:
+    if _module is None:
+        _errors["cuda"] = f"its CUDA version is unknown without fgvc_ext._C: {_errors['_C']}"
+    elif not built:
         _errors["cuda"] = "built without CUDA"
     elif torch.version.cuda is None:
         _errors["cuda"] = f"built for CUDA {built}, but torch {torch.__version__} has no CUDA"
@@ -133,6 +173,7 @@ def info() -> dict[str, Any]:
         "cpu library": "loaded" if _kernels["cpu"] else _errors["cpu"],
         "instruction set": instruction_set(),
         "instruction sets supported": ", ".join(_module.supported_instruction_sets()) if _module else "none",
+        "python module": "loaded" if _module is not None else _errors.get("_C", "needs the CPU library"),
         "cuda library": "loaded" if _kernels["cuda"] else _errors["cuda"],
         "cuda architectures": facts.get("cuda_architectures", "none") or "none",
         "cuda devices": torch.cuda.device_count(),

@@ -20,13 +20,15 @@ enum class Dtype { float32, float64, bfloat16, float16 };
 
 // float64 accumulates in itself, everything else in float32.
 template <class T>
-struct Accumulation {
+struct AccumulationOf {
   using type = float;
 };
 template <>
-struct Accumulation<double> {
+struct AccumulationOf<double> {
   using type = double;
 };
+template <class T>
+using Accumulation = typename AccumulationOf<T>::type;
 
 template <class To, class From>
 FGVC_INLINE To bit_cast(From from) {

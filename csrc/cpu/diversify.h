@@ -178,7 +178,7 @@ FGVC_INLINE double suppress(const double* map, int64_t positions, const uint32_t
 
 template <class T>
 FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end, void* scratch) {
-  using Value = typename Accumulation<T>::type;
+  using Value = Accumulation<T>;
   const int64_t positions = op.layout.positions(), bytes = op.bytes_per_map();
   auto* rows_scratch = static_cast<Value*>(scratch);
   auto* row = reinterpret_cast<uint32_t*>(rows_scratch + kTile * row_pitch(positions));
@@ -221,7 +221,7 @@ FGVC_INLINE void spread_tile(const SpreadBits& op, const Tile& tile, const T* pl
 
 template <class T>
 FGVC_INLINE void spread_gradients(const SpreadBits& op, int64_t begin, int64_t end) {
-  using Value = typename Accumulation<T>::type;
+  using Value = Accumulation<T>;
   for (int64_t number = begin; number < end; ++number) {
     const Tile tile = tile_at(op.layout, number);
     T plain[kTile], hidden[kTile];

@@ -161,8 +161,9 @@ FGVC_INLINE bool has_nan(const Value* map, int64_t positions) {
   return nan;
 }
 
+// One copy for all storage types.
 template <class Value>
-FGVC_INLINE void select_largest(const Value* map, int64_t positions, int64_t k, Value* values, int32_t* indices,
+static __attribute__((noinline)) void select_largest(const Value* map, int64_t positions, int64_t k, Value* values, int32_t* indices,
                                 Value* candidates, int32_t* candidate_indices) {
   if constexpr (sizeof(Value) == 4) {
     if (k <= kStripes) {
@@ -176,7 +177,7 @@ FGVC_INLINE void select_largest(const Value* map, int64_t positions, int64_t k, 
 
 template <class T>
 FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, void* scratch) {
-  using Value = typename Accumulation<T>::type;
+  using Value = Accumulation<T>;
   const int64_t positions = op.layout.positions(), k = op.k, pitch_of_scratch = row_pitch(positions);
   auto* rows_scratch = static_cast<Value*>(scratch);
   auto* candidates = rows_scratch + kTile * pitch_of_scratch;
@@ -210,7 +211,7 @@ FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end
 // Clears the tile's gradient and writes the k entries of each of its maps.
 template <class T>
 FGVC_INLINE void scatter_tiles(const GlobalKMaxPoolBackward& op, int64_t begin, int64_t end) {
-  using Value = typename Accumulation<T>::type;
+  using Value = Accumulation<T>;
   const Layout4& layout = op.layout;
   const auto* weight = static_cast<const Value*>(op.weight);
   for (int64_t number = begin; number < end; ++number) {
@@ -241,7 +242,7 @@ FGVC_INLINE void scatter_tiles(const GlobalKMaxPoolBackward& op, int64_t begin, 
 
 template <class T>
 FGVC_INLINE void sum_weight_grad(const GlobalKMaxPoolWeightGrad& op, int64_t begin, int64_t end) {
-  using Value = typename Accumulation<T>::type;
+  using Value = Accumulation<T>;
   auto* sums = static_cast<Value*>(op.sums);
   for (int64_t rank = 0; rank < op.k; ++rank) sums[rank] = 0;
   for (int64_t map = begin; map < end; ++map) {

@@ -89,7 +89,7 @@ FGVC_INLINE double sum_of_exponentials(const double* scores, int64_t classes, in
 
 template <class T>
 FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_t end, void* scratch) {
-  using Value = typename Accumulation<T>::type;
+  using Value = Accumulation<T>;
   auto* row_scratch = static_cast<Value*>(scratch);
   auto* heap = row_scratch + row_pitch(op.classes);
   for (int64_t row = begin; row < end; ++row) {
@@ -129,7 +129,7 @@ FGVC_INLINE void softmax_gradient(const double* scores, int64_t classes, double 
 
 template <class T>
 FGVC_INLINE void boosting_rows_backward(const GradientBoostingBackward& op, int64_t begin, int64_t end, void* scratch) {
-  using Value = typename Accumulation<T>::type;
+  using Value = Accumulation<T>;
   const GradientBoosting& forward = op.forward;
   auto* row_scratch = static_cast<Value*>(scratch);
   auto* grad_scratch = row_scratch + row_pitch(forward.classes);

@@ -51,7 +51,7 @@ def check_int(op: str, name: str, value: Any, least: int) -> None:
 def check_real(op: str, name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and accepts(value)):
+    if not (-math.inf < value < math.inf and accepts(value)):
         raise ValueError(f"{op}: {name} must be {expected}, got {value}")
 
 

@@ -31,8 +31,7 @@ def gradient_boosting_cross_entropy(
         threshold = negatives.topk(k, dim=1).values[:, -1:]  # t_k, eq. 10
         # Ties at t_k stay. A row with a NaN is kept whole, so that its loss and its gradients are NaN.
         kept = own | (negatives >= threshold) | values.isnan().any(dim=1, keepdim=True)
-    log_sum = values.masked_fill(~kept, float("-inf")).logsumexp(1)
-    losses = log_sum - values.gather(1, label)[:, 0]  # eq. 12
+    losses = -values.masked_fill(~kept, float("-inf")).log_softmax(1).gather(1, label)[:, 0]  # eq. 12
     losses = torch.where(used, losses, 0.0)
     if reduction == "none":
         return losses

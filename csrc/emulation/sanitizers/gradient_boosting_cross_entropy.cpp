@@ -1,0 +1,65 @@
+#include "../../cuda/gradient_boosting_cross_entropy.cuh"
+
+#include "launches.h"
+
+namespace fgvc_ext::sanitizers {
+namespace {
+
+using namespace cuda;
+
+template <class T, int Threads>
+void run(int64_t samples, int64_t classes, int64_t k, bool mean, Digest& digest) {
+  using Value = Accumulation<T>;
+  const auto scores = numbers<T>(samples * classes, 6);
+  const auto grad = numbers<Value>(mean ? 1 : samples, 7);
+  std::vector<int64_t> target;
+  for (int64_t row = 0; row < samples; ++row) target.push_back(row * 5 % classes);
+  target.back() = -100;
+  if (samples > 2) target[1] = classes;  // a wrong label
+  std::vector<Value> losses(samples), log_sum(samples), threshold(samples), loss(1), scale(1);
+  std::vector<T> grad_scores(scores.size());
+
+  GradientBoosting forward{};
+  forward.classes = forward.row_stride = classes;
+  forward.column_stride = 1;
+  forward.scores = scores.data();
+  forward.target = target.data();
+  forward.k = k;
+  forward.ignore_index = -100;
+  forward.losses = losses.data();
+  forward.log_sum = log_sum.data();
+  forward.threshold = threshold.data();
+  launch(boosted_loss<T, Threads>, static_cast<unsigned>(samples), Threads, 0, nullptr, forward);
+  launch(reduce_losses<Value>, 1, kReduceThreads, 0, nullptr, losses.data(), target.data(), samples,
+         forward.ignore_index, mean, loss.data(), scale.data());
+
+  GradientBoostingBackward backward{};
+  backward.forward = forward;
+  backward.grad = grad.data();
+  backward.grad_per_sample = !mean;
+  backward.scale = scale.data();
+  backward.grad_scores = grad_scores.data();
+  backward.row_stride = classes;
+  backward.column_stride = 1;
+  launch(boosted_gradient<T, 256>, static_cast<unsigned>(samples), 256, 0, nullptr, backward);
+
+  digest.add(losses);
+  digest.add(log_sum);
+  digest.add(threshold);
+  digest.add(loss);
+  digest.add(grad_scores);
+}
+
+}  // namespace
+
+void gradient_boosting_cross_entropy(Digest& digest) {
+  run<float, 32>(4, 10, 3, true, digest);
+  run<float, 32>(1, 1, 1, false, digest);
+  run<float, 256>(3, 700, 15, false, digest);
+  run<double, 32>(2, 33, 32, true, digest);
+  run<double, 256>(2, 300, 100, false, digest);
+  run<__nv_bfloat16, 32>(3, 200, 15, true, digest);
+  run<__half, 256>(3, 257, 2, true, digest);
+}
+
+}  // namespace fgvc_ext::sanitizers

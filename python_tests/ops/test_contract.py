@@ -1,0 +1,264 @@
+"""What every operator promises, tried on every entry of the table in samples.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+
+import fgvc_ext
+from fgvc_ext import _library
+
+from .comparison import assert_follows, assert_same_bits, in_dtype, run
+from .samples import DTYPES, LAYOUTS, OPERATORS, Operator, Sample
+
+pytestmark = pytest.mark.skipif(not _library.has_schemas(), reason="the package has no compiled libraries")
+each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+differentiable_ones = [operator for operator in OPERATORS if operator.empty().differentiable]
+each_differentiable = pytest.mark.parametrize("operator", differentiable_ones, ids=lambda operator: operator.name)
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_the_reference(operator: Operator, dtype: torch.dtype, instruction_set: str) -> None:
+    for sample in operator.samples(dtype, "cpu"):
+        assert_follows(operator.function, operator.reference, sample)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_operator
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_the_reference_on_cuda(operator: Operator, dtype: torch.dtype, layout: str) -> None:
+    for sample in operator.samples(dtype, "cuda", layout if operator.image_like else "contiguous"):
+        assert_follows(operator.function, operator.reference, sample)
+
+
+@each_operator
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_layouts(operator: Operator, layout: str, dtype: torch.dtype, instruction_set: str) -> None:
+    if not operator.image_like and layout == "channels_last":
+        pytest.skip("not a 4-D input")
+    for sample in operator.samples(dtype, "cpu", layout):
+        assert_follows(operator.function, operator.reference, sample)
+
+
+@each_operator
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_image_like_results_keep_the_dense_layout(operator: Operator, layout: str, device: str) -> None:
+    if not operator.image_like:
+        pytest.skip("not a 4-D input")
+    sample = operator.samples(torch.float32, device, layout)[0]
+    output, grads = run(operator.function, sample)
+    image = next(iter(sample.tensors.values()))
+    for result in [output, *grads]:
+        if result is not None and result.dim() == 4:
+            assert result.stride() == torch.empty_like(image).stride()
+
+
+@each_differentiable
+def test_gradcheck(operator: Operator, device: str) -> None:
+    for sample in operator.samples(torch.float64, device)[:9]:
+        small = shrunk(sample)
+        names = small.differentiable
+        leaves = [small.tensors[name].detach().clone().requires_grad_() for name in names]
+        others = {name: tensor for name, tensor in small.tensors.items() if name not in names}
+
+        def function(*leaves: Tensor, small: Sample = small, others: dict[str, Tensor] = others) -> Tensor:
+            return operator.function(**dict(zip(small.differentiable, leaves, strict=True)), **others, **small.options)
+
+        # Distinct values, well apart: at a tie a maximum has no derivative.
+        for leaf in leaves:
+            order = leaf.detach().flatten().argsort().argsort().to(leaf.dtype)
+            leaf.data.copy_((order - order.mean()).reshape(leaf.shape) * 0.05)
+        assert torch.autograd.gradcheck(function, leaves, eps=1e-5, atol=1e-7)
+
+
+def shrunk(sample: Sample) -> Sample:
+    """One sample and three channels of an image-like input: gradcheck calls the operator twice for each of its values."""
+    first = next(iter(sample.tensors))
+    if sample.tensors[first].dim() != 4:
+        return sample
+    tensors = {name: tensor[:1] if tensor.dim() == 1 and name == "seed" else tensor for name, tensor in sample.tensors.items()}
+    return Sample(sample.name, {**tensors, first: tensors[first][:1, :3]}, sample.differentiable, sample.options)
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(operator: Operator, dtype: torch.dtype, device: str) -> None:
+    for layout in ("contiguous", "channels_last") if operator.image_like else ("contiguous", "sliced"):
+        for sample in operator.samples(dtype, device, layout)[:3]:
+            name, arguments = operator.raw(sample)
+            leaves = [
+                argument.detach().requires_grad_(bool(sample.differentiable))
+                if isinstance(argument, Tensor) and argument.is_floating_point()
+                else argument
+                for argument in arguments
+            ]
+            torch.library.opcheck(getattr(torch.ops.fgvc_ext, name).default, tuple(leaves))
+
+
+@each_differentiable
+def test_backward_operators_pass_opcheck(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls that autograd makes, recorded and checked on their own."""
+    calls = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if str(function).startswith("fgvc_ext.") and "backward" in str(function):
+                calls.append((function, args))
+            return function(*args, **(kwargs or {}))
+
+    with Recorder():
+        for sample in operator.samples(torch.float32, "cpu")[:2]:
+            run(operator.function, sample)
+    assert calls
+    for function, arguments in calls:  # detached: their own gradient is refused, see below
+        torch.library.opcheck(function, [x.detach() if isinstance(x, Tensor) else x for x in arguments])
+
+
+def compiled(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, **options)
+
+
+@each_operator
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_whole(operator: Operator, dynamic: bool, device: str) -> None:
+    """fullgraph, forward and backward, through AOTAutograd: what inductor gets."""
+    function = compiled(operator.function, backend="aot_eager", dynamic=dynamic)
+    for sample in operator.samples(torch.float32, device)[:3]:
+        assert_same_bits(run(function, sample), run(operator.function, sample), sample.name)
+
+
+@each_operator
+def test_compiles_with_inductor(operator: Operator) -> None:
+    sample = operator.samples(torch.float32, "cpu")[0]
+    assert_same_bits(run(compiled(operator.function), sample), run(operator.function, sample), sample.name)
+
+
+@each_operator
+def test_one_dynamic_compilation_serves_many_sizes(operator: Operator) -> None:
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    function = compiled(operator.function, backend=counter, dynamic=True)
+    sample = operator.samples(torch.float32, "cpu")[0]
+    first = next(iter(sample.tensors))
+    counts = []
+    for size in (2, 3, 4):
+        tensors = dict(sample.tensors)
+        for name, tensor in tensors.items():  # more samples, and more of what comes last
+            if name == first or name == "target":
+                tensors[name] = tensor.repeat(size, *[1] * (tensor.dim() - 2), *[size] * (tensor.dim() > 1))
+        function(**tensors, **sample.options)
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[0]
+
+
+@each_operator
+def test_exports(operator: Operator) -> None:
+    sample = operator.samples(torch.float32, "cpu")[0]
+
+    class Module(torch.nn.Module):
+        def forward(self, tensors: dict[str, Tensor]) -> Tensor:
+            return operator.function(**tensors, **sample.options)
+
+    program = torch.export.export(Module(), (dict(sample.tensors),))
+    assert torch.equal(program.module()(dict(sample.tensors)), operator.function(**sample.tensors, **sample.options))
+
+
+@each_operator
+def test_autocast_changes_nothing(operator: Operator, device: str) -> None:
+    """The operators take autocast's mixture of dtypes as it is, and accumulate in float32 whatever it says."""
+    for sample in operator.samples(torch.bfloat16, device):
+        plain = run(operator.function, sample)
+        with torch.autocast(device, torch.bfloat16):
+            assert_same_bits(run(operator.function, sample), plain, sample.name)
+
+
+@each_operator
+def test_same_bits_every_time_and_for_every_thread_count(operator: Operator, instruction_set: str, threads: None) -> None:
+    for sample in operator.samples(torch.float32, "cpu"):
+        big = in_dtype(sample, torch.float32)
+        torch.set_num_threads(1)
+        one = run(operator.function, big)
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert_same_bits(run(operator.function, big), one, f"{sample.name}, {count} threads")
+
+
+@each_operator
+def test_empty(operator: Operator) -> None:
+    sample = operator.empty()
+    output, grads = run(operator.function, sample)
+    expected, expected_grads = run(operator.reference, sample)
+    assert output.shape == expected.shape
+    assert torch.equal(output, expected) or (output.isnan().all() and expected.isnan().all())
+    for grad, other in zip(grads, expected_grads, strict=True):
+        assert grad.shape == other.shape
+
+
+@each_differentiable
+def test_a_second_backward_is_refused_by_name(operator: Operator) -> None:
+    sample = operator.samples(torch.float64, "cpu")[0]
+    leaf = sample.tensors[sample.differentiable[0]].detach().clone().requires_grad_()
+    output = operator.function(**{**sample.tensors, sample.differentiable[0]: leaf}, **sample.options)
+    (grad,) = torch.autograd.grad((output**2).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{operator.name}: a second backward"):
+        grad.sum().backward()
+
+
+@each_differentiable
+def test_arguments_are_not_written_to(operator: Operator) -> None:
+    for sample in operator.samples(torch.float32, "cpu"):
+        before = {name: (tensor.clone(), tensor._version) for name, tensor in sample.tensors.items()}
+        run(operator.function, sample)
+        for name, tensor in sample.tensors.items():
+            assert torch.equal(tensor, before[name][0])
+            assert tensor._version == before[name][1]
+
+
+@each_operator
+def test_use_reference_runs_the_reference(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(f"fgvc_ext.reference.{operator.name}", lambda *args, **kwargs: called.append(1) or torch.zeros(()))
+    sample = operator.samples(torch.float32, "cpu")[0]
+    with fgvc_ext.use_reference():
+        operator.function(**sample.tensors, **sample.options)
+    assert called == [1]
+    operator.function(**sample.tensors, **sample.options)
+    assert called == [1]
+
+
+@each_operator
+def test_nan_and_infinities_are_neither_lost_nor_fatal(operator: Operator, instruction_set: str) -> None:
+    for value in (float("nan"), float("inf"), float("-inf")):
+        for sample in operator.samples(torch.float32, "cpu"):
+            first = next(iter(sample.tensors))
+            poisoned = sample.tensors[first].clone()
+            poisoned.view(-1)[:: max(1, poisoned.numel() // 5)] = value
+            dirty = Sample(sample.name, {**sample.tensors, first: poisoned}, sample.differentiable, sample.options)
+            assert_follows(operator.function, operator.reference, dirty)
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
+def test_other_dtypes_are_refused_by_name(operator: Operator, dtype: torch.dtype) -> None:
+    sample = operator.samples(torch.float32, "cpu")[0]
+    first = next(iter(sample.tensors))
+    got = str(dtype).removeprefix("torch.")
+    with pytest.raises(TypeError, match=f"{operator.name}: {first} must be of dtype float32, .* got {got}"):
+        operator.function(**{**sample.tensors, first: sample.tensors[first].to(dtype)}, **sample.options)
+
+
+@each_operator
+def test_other_shapes_and_types_are_refused_by_name(operator: Operator) -> None:
+    sample = operator.samples(torch.float32, "cpu")[0]
+    first = next(iter(sample.tensors))
+    with pytest.raises(ValueError, match=rf"{operator.name}: {first} must have shape \[N,C.* got \["):
+        operator.function(**{**sample.tensors, first: sample.tensors[first][0]}, **sample.options)
+    with pytest.raises(TypeError, match=f"{operator.name}: {first} must be a tensor .* got list"):
+        operator.function(**{**sample.tensors, first: [[1.0]]}, **sample.options)

@@ -1,0 +1,103 @@
+"""What ELoPE says of global k-max pooling, beyond the contract that every operator keeps."""
+
+import pytest
+import torch
+
+from fgvc_ext import nn, ops
+
+
+def test_an_example_by_hand() -> None:
+    features = torch.tensor([[[[1.0, 7.0, 3.0], [5.0, -2.0, 5.0]]]])
+    assert ops.global_k_max_pool(features, 1).item() == 7
+    assert ops.global_k_max_pool(features, 3).item() == pytest.approx((7 + 5 + 5) / 3)
+    weight = torch.tensor([2.0, 1.0, 0.5])
+    assert ops.global_k_max_pool(features, 3, weight).item() == pytest.approx((2 * 7 + 5 + 0.5 * 5) / 3)
+
+
+def test_gradients_by_hand() -> None:
+    features = torch.tensor([[[[1.0, 7.0, 3.0], [5.0, -2.0, 5.0]]]], requires_grad=True)
+    weight = torch.tensor([2.0, 1.0], requires_grad=True)
+    ops.global_k_max_pool(features, 2, weight).backward(torch.tensor([[4.0]]))
+    # Of the two fives the first in row-major order is taken.
+    assert features.grad.tolist() == [[[[0, 4, 0], [2, 0, 0]]]]
+    assert weight.grad.tolist() == [14, 10]
+
+
+def test_k_of_one_is_max_pooling_and_k_of_all_is_the_mean() -> None:
+    features = torch.randn(3, 5, 6, 7)
+    assert torch.equal(ops.global_k_max_pool(features, 1), features.amax((2, 3)))
+    torch.testing.assert_close(ops.global_k_max_pool(features, 42), features.mean((2, 3)))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(2, 2), (14, 14), (3, 100), (181, 182)])
+def test_ties_go_to_the_lowest_index(size: tuple[int, int], memory_format: torch.memory_format) -> None:
+    maps = torch.zeros(2, 19, *size).contiguous(memory_format=memory_format).requires_grad_()
+    ops.global_k_max_pool(maps, 3).sum().backward()
+    taken = maps.grad.contiguous().flatten(2).nonzero()[:, 2].view(2, 19, 3)
+    assert (taken == torch.tensor([0, 1, 2])).all()
+
+
+def test_minus_zero_ties_with_zero() -> None:
+    features = torch.tensor([[[[-0.0, 0.0, -1.0]]]], requires_grad=True)
+    ops.global_k_max_pool(features, 1).sum().backward()
+    assert features.grad.flatten().tolist() == [1, 0, 0]
+
+
+def test_nan_stays_in_its_own_map_and_gradients_stay_in_bounds() -> None:
+    features = torch.randn(1, 3, 4, 4)
+    features[0, 1, 2, 3] = float("nan")
+    features.requires_grad_()
+    pooled = ops.global_k_max_pool(features, 4)
+    assert pooled.isnan().tolist() == [[False, True, False]]
+    pooled.nansum().backward()
+    assert (features.grad[0, 0] != 0).sum() == 4
+
+
+def test_the_index_dtype_follows_the_map() -> None:
+    if not torch.ops.fgvc_ext.__dict__ and not hasattr(torch.ops.fgvc_ext, "global_k_max_pool"):
+        pytest.skip("the package has no compiled libraries")
+    for width, dtype in ((32768, torch.int16), (32769, torch.int32)):
+        features = torch.zeros(1, 1, 1, width)
+        features[..., -1] = 1
+        indices = torch.ops.fgvc_ext.global_k_max_pool(features, 1, None, False)[1]
+        assert indices.dtype == dtype
+        assert indices.item() == width - 1
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        (0, ValueError, "k must be at least 1, got 0"),
+        (13, ValueError, r"k must be at most H\*W = 3\*4 = 12, got 13"),
+        (2.0, TypeError, "k must be an int, got float"),
+        (True, TypeError, "k must be an int, got bool"),
+    ],
+)
+def test_bad_k(k: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"global_k_max_pool: {message}"):
+        ops.global_k_max_pool(torch.zeros(1, 1, 3, 4), k)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (torch.ones(3), ValueError, r"weight must have shape \[4\], .* got \[3\]"),
+        (torch.ones(4, 1), ValueError, r"weight must have shape \[k\], got \[4, 1\]"),
+        (torch.ones(4, dtype=torch.float64), TypeError, "weight must have the dtype of features .* got torch.float64"),
+        (torch.ones(4, device="meta"), ValueError, "weight must be on the device of features .* got meta"),
+    ],
+)
+def test_bad_weight(weight: torch.Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"global_k_max_pool: {message}"):
+        ops.global_k_max_pool(torch.zeros(1, 1, 3, 4), 4, weight)
+
+
+def test_the_module_starts_as_the_plain_mean_and_learns_its_weights() -> None:
+    features = torch.randn(2, 3, 5, 5)
+    pool = nn.GlobalKMaxPool2d(4, weighted=True)
+    assert torch.equal(pool(features), nn.GlobalKMaxPool2d(4)(features))
+    pool(features).sum().backward()
+    assert pool.weight.grad.shape == (4,)
+    assert (pool.weight.grad.diff() <= 0).all()  # larger values, larger gradient
+    assert "k=4, weighted=True" in repr(pool)
