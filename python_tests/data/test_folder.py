@@ -1,0 +1,178 @@
+"""People's own data: folders of images, what is wrong with them, and the check command."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgvc_ext.cli.data import check_command
+from fgvc_ext.data import (
+    BrokenImageError,
+    DatasetError,
+    ImageDataset,
+    ImageFolder,
+    check,
+    load_dataset,
+    split_validation,
+)
+
+
+@pytest.fixture
+def root(tmp_path):
+    random = np.random.RandomState(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("aluminum", "Painting", "zebra"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.randint(0, 256, (12, 10, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    return tmp_path
+
+
+def kinds(problems):
+    return [problem.kind for problem in problems]
+
+
+def test_classes_in_ascii_order_and_stable_ids(root):
+    data = ImageFolder(root, "train")
+    assert data.classes == ["Painting", "aluminum", "zebra"]
+    assert data.labels.dtype == torch.int64
+    assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert data.ids[:2] == ["train/Painting/0.png", "train/Painting/1.png"]
+    assert data.boxes is None
+    image, label = data[5]
+    assert image.shape == (3, 12, 10)
+    assert label == 1
+
+
+def test_nested_upper_case_and_hidden_files(root):
+    (root / "train" / "zebra" / "more").mkdir()
+    shutil.move(root / "train" / "zebra" / "0.png", root / "train" / "zebra" / "more" / "0.PNG")
+    (root / "train" / "zebra" / ".hidden.png").write_bytes(b"no image")
+    (root / "train" / ".cache").mkdir()
+    assert ImageFolder(root, "train").ids[-4:] == [
+        f"train/zebra/{name}" for name in ("1.png", "2.png", "3.png", "more/0.PNG")
+    ]
+
+
+def test_test_split_may_lack_classes_but_keeps_their_labels(root):
+    shutil.rmtree(root / "test" / "Painting")
+    data = ImageFolder(root, "test")
+    assert len(data.classes) == 3
+    assert data.labels.tolist() == [1, 1, 2, 2]
+    assert kinds(check(ImageFolder(root, "train"), data)) == ["empty class"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: shutil.rmtree(root), "no such folder; expected .*/train/<class>/<image>.jpg"),
+        (lambda root: shutil.rmtree(root / "train"), "no folder 'train'; expected"),
+        (lambda root: [file.unlink() for file in (root / "train" / "zebra").iterdir()], "zebra: class folder without"),
+        (lambda root: shutil.rmtree(root / "train" / "zebra"), "test: class folders that .*train lacks: 'zebra'"),
+        (lambda root: Image.new("RGB", (2, 2)).save(root / "train" / "a.png"), "a.png: image beside the class folders"),
+    ],
+)  # fmt: skip
+def test_wrong_layout(root, spoil, message):
+    spoil(root)
+    with pytest.raises(DatasetError, match=message):
+        [ImageFolder(root, split) for split in ("train", "test")]
+
+
+def test_check_finds_broken_files(root):
+    whole = (root / "train" / "zebra" / "0.png").read_bytes()
+    (root / "train" / "zebra" / "0.png").write_bytes(whole[: len(whole) // 2])
+    (root / "test" / "aluminum" / "1.png").write_bytes(b"")
+    problems = check(ImageFolder(root, "train"), ImageFolder(root, "test"))
+    assert kinds(problems) == ["broken image"] * 2
+    assert "zebra/0.png (index 8)" in problems[0].message
+    assert "0 bytes" in problems[1].message
+    with pytest.raises(BrokenImageError, match="index 8"):
+        ImageFolder(root, "train").load(8)
+
+
+def test_check_finds_copies_in_and_between_splits(root):
+    shutil.copy(root / "train" / "zebra" / "0.png", root / "test" / "zebra" / "new.png")
+    shutil.copy(root / "train" / "zebra" / "1.png", root / "train" / "zebra" / "again.png")
+    shutil.copy(root / "train" / "zebra" / "2.png", root / "train" / "aluminum" / "9.png")
+    problems = check(ImageFolder(root, "train"), ImageFolder(root, "test"))
+    assert sorted((p.kind, p.serious) for p in problems) == [
+        ("duplicate image", False), ("duplicate image", True), ("image in two splits", True)]  # fmt: skip
+    assert "zebra/0.png" in next(p.message for p in problems if p.kind == "image in two splits")
+
+
+def test_check_sees_the_picture_not_the_file(root):
+    Image.open(root / "train" / "zebra" / "0.png").save(root / "test" / "zebra" / "same.bmp")
+    assert kinds(check(ImageFolder(root, "train"), ImageFolder(root, "test"))) == ["image in two splits"]
+
+
+def test_check_finds_other_class_lists_and_outside_boxes(root):
+    train, test = ImageFolder(root, "train"), ImageFolder(root, "test")
+    test.classes = ["Painting", "aluminum", "horse"]
+    test.boxes = torch.tensor([[0.0, 0, 5, 5]]).repeat(6, 1)
+    test.boxes[2] = torch.tensor([11.0, 0, 15, 5])
+    assert kinds(check(train, test)) == ["class list", "box"]
+
+
+def test_check_command(root, capsys):
+    assert check_command("folder", root) == 0
+    assert "folder train: 12 images, 3 classes" in capsys.readouterr().out
+    shutil.copytree(root / "test", root / "val")
+    assert check_command("folder", root) == 1
+    out = capsys.readouterr().out
+    assert "folder val: 6 images" in out
+    assert out.count("image in two splits") == 6
+    assert "6 errors" in out
+    assert check_command("folder", root / "missing") == 1
+    assert "no such folder" in capsys.readouterr().out
+
+
+def test_load_dataset_names_what_it_knows(root):
+    assert isinstance(load_dataset("folder", root, "test"), ImageFolder)
+    with pytest.raises(ValueError, match="expected one of cub, folder, synthetic, got 'cars'"):
+        load_dataset("cars", root)
+    with pytest.raises(ValueError, match="'folder': expected the folder that holds it as root, got None"):
+        load_dataset("folder")
+    with pytest.raises(ValueError, match="takes no root"):
+        load_dataset("synthetic", root)
+    with pytest.raises(ValueError, match="expected one of train, val, test, got 'dev'"):
+        load_dataset("folder", root, "dev")
+
+
+def test_validation_split_is_stratified_and_stable(root):
+    data = ImageFolder(root, "train")
+    train, val = split_validation(data, 0.25, seed=3)
+    assert val.split == "val"
+    assert val.labels.tolist() == [0, 1, 2]
+    assert len(train) == 9
+    assert sorted(train.ids + val.ids) == sorted(data.ids)
+    assert torch.equal(val.load(1), data.load(data.ids.index(val.ids[1])))
+    shuffled = data.subset(list(reversed(range(12))))
+    assert set(split_validation(shuffled, 0.25, seed=3)[1].ids) == set(val.ids)
+    assert any(split_validation(data, 0.25, seed=s)[1].ids != val.ids for s in range(4, 9))
+    assert len(split_validation(data, 0.99)[0]) == 3, "a class keeps at least one image to train on"
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 0.01])
+def test_validation_split_of_nothing(root, fraction):
+    with pytest.raises(ValueError, match="split_validation"):
+        split_validation(ImageFolder(root, "train"), fraction)
+
+
+def test_fingerprint_sees_every_change(root):
+    first = ImageFolder(root, "train").fingerprint()
+    assert first == ImageFolder(root, "train").fingerprint() != ImageFolder(root, "test").fingerprint()
+    file = root / "train" / "zebra" / "0.png"
+    file.write_bytes(file.read_bytes() + b"x")
+    resized = ImageFolder(root, "train").fingerprint()
+    shutil.move(file, root / "train" / "aluminum" / "8.png")
+    assert len({first, resized, ImageFolder(root, "train").fingerprint()}) == 3
+
+
+def test_labels_are_checked():
+    with pytest.raises(DatasetError, match=r"label 2 of sample b: expected 0\.\.1"):
+        ImageDataset("x", "train", ["p", "q"], torch.tensor([0, 2]), ["a", "b"])
+    with pytest.raises(TypeError, match="int64"):
+        ImageDataset("x", "train", ["p", "q"], torch.tensor([0.0, 1.0]), ["a", "b"])
