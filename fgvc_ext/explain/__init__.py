@@ -1,0 +1,16 @@
+"""What a trained model looks at, what it confuses, and figures of both.
+
+Everything here is a function of tensors and callables and knows no model class. The modules are imported one by one
+(`from fgvc_ext.explain.cam import class_activation_maps`), because some of them need matplotlib or Pillow:
+
+===============  ====================================================================================
+`maps`           activation maps, masks, boxes and points drawn onto images
+`cam`            class activation maps, and measures of where and how widely they look
+`confusions`     confusion matrix, the most confused pairs of classes, groups of confusable classes
+`embeddings`     two-dimensional views of features
+`figures`        the figures of a report
+`crop`           where boxes and points lie in the crop that a network sees
+`comparison`     all of it for several trained models, written into a run folder
+`document`       HTML reports
+===============  ====================================================================================
+"""

@@ -1,0 +1,225 @@
+"""From a run folder to its report.
+
+`write_run_report` can be called at any time and as often as wanted, also on the folder of a run that stopped half-way:
+what is not there is left out. Figures that a run draws are kept with `save_figure`; the report reads them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fgvc_ext.explain.comparison import MEASURES
+from fgvc_ext.explain.document import Report, Section, png, read_json, save_figure
+from fgvc_ext.explain.figures import curves_figure
+from fgvc_ext.explain.palette import percent
+
+__all__ = ["Report", "Section", "read_rows", "save_figure", "write_run_report"]
+
+_ACCURACIES = {
+    "last": "last",
+    "five_crop": "last, five crops",
+    "best_val": "best on validation",
+    "best_test": "best on test",
+}
+_BEST_ON_TEST = (
+    "“Best on test” picks the epoch by looking at the test images, so it is an optimistic number and no result. "
+    "It is shown to be compared with work that reports it; the headline is the last epoch."
+)
+
+
+def write_run_report(run: Path, sections: Sequence[Section] = ()) -> Path:
+    """Makes `curves.png` and `report.html` from what a run folder holds, and returns the report's path.
+
+    Reads `run.json`, `config.json`, `metrics.csv`, and what `explain_models` writes: `measures.csv`, `confusions.csv`
+    and `figures/*.png` with `captions.json`. A missing, empty or damaged one is left out. `sections` follow the
+    curves, in their order, before the figures.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"run folder {run} does not exist")
+    facts, config = read_json(run / "run.json"), read_json(run / "config.json")
+    rows = read_rows(run / "metrics.csv")
+    report = Report(str(facts.get("title") or facts.get("name") or run.resolve().name), _subtitle(facts))
+    _headline(report, facts)
+    _result(report.section("Result"), facts)
+    if rows:
+        (run / "curves.png").write_bytes(png(curves_figure(rows)))
+        _curves(report.section("Training curves"), run, rows)
+    for section in sections:
+        report.add(section)
+    _measures(report.section("Where the models look, measured"), read_rows(run / "measures.csv"))
+    _figures(report, run / "figures")
+    _confusions(report.section("Most confused classes"), read_rows(run / "confusions.csv"))
+    _reproduce(report.section("How to reproduce"), facts)
+    _configuration(report.section("Configuration"), config)
+    return report.write(run / "report.html")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file by column; none where the file is missing. A line that was cut short is left out."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
+            return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    except (OSError, csv.Error):
+        return []
+
+
+def _group(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    group = facts.get(name)
+    return group if isinstance(group, dict) else {}
+
+
+def _stages(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    stages = facts.get("stages")
+    if isinstance(stages, dict):
+        stages = [{"name": name, **(stage if isinstance(stage, dict) else {})} for name, stage in stages.items()]
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def _accuracy(stage: Mapping[str, Any], kind: str) -> float | None:
+    found = stage.get("accuracy")
+    found = found.get(kind) if isinstance(found, dict) else found if kind == "last" else None
+    return float(found) if isinstance(found, (int, float)) and math.isfinite(found) else None
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else percent(share, 1)
+
+
+def _number(value: Any) -> str | None:
+    """A count that may be given as a number or as the list of what is counted."""
+    if isinstance(value, (list, dict)):
+        return f"{len(value):,}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _subtitle(facts: Mapping[str, Any]) -> str:
+    status, started = facts.get("status"), facts.get("started")
+    words = [_group(facts, "data").get("name"), f"status: {status}" if status else None, started]
+    return " · ".join(str(word) for word in words if word)
+
+
+def _headline(report: Report, facts: Mapping[str, Any]) -> None:
+    finished = [(stage, _accuracy(stage, "last")) for stage in _stages(facts)]
+    finished = [(stage, last) for stage, last in finished if last is not None]
+    if finished:
+        stage, last = finished[-1]
+        name = f" of “{stage['name']}”" if stage.get("name") and len(_stages(facts)) > 1 else ""
+        report.headline(_percent(last) or "–", f"test accuracy{name}, last epoch, single crop")
+        five = _accuracy(stage, "five_crop")
+        if five is not None:
+            report.headline(_percent(five) or "–", "the same with five crops")
+    data = _group(facts, "data")
+    classes = _number(data.get("classes"))
+    if classes and classes != "0":
+        report.headline(f"{100 / int(classes.replace(',', '')):.3g} %", f"chance level ({classes} classes)")
+    train, test = _number(data.get("train_images")), _number(data.get("test_images"))
+    if train and test:
+        report.headline(f"{train} / {test}", "training / test images")
+
+
+def _result(section: Section, facts: Mapping[str, Any]) -> None:
+    status = facts.get("status")
+    if status not in (None, "finished", "done", "completed"):
+        section.note(f"This run is not finished (status: {status}); what follows is what it holds so far.")
+    stages = _stages(facts)
+    kinds = [kind for kind in _ACCURACIES if any(_accuracy(stage, kind) is not None for stage in stages)]
+    if stages:
+        header = ["stage", "status", *(_ACCURACIES[kind] for kind in kinds)]
+        rows = [
+            [stage.get("name"), stage.get("status"), *(_percent(_accuracy(stage, kind)) for kind in kinds)]
+            for stage in stages
+        ]
+        section.table(header, rows, caption="Accuracy on the test images; one crop where nothing else is said.")
+    if "best_test" in kinds:
+        section.note(_BEST_ON_TEST)
+    notes = facts.get("notes")
+    for note in notes if isinstance(notes, list) else []:
+        section.note(str(note))
+
+
+def _curves(section: Section, run: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    section.figure(
+        run / "curves.png",
+        "Error on training and test images after each epoch, and the learning rate. Training error is measured on "
+        "augmented images while the network trains, so it may lie above the test error.",
+        alt="Training and test error over epochs",
+    )
+    speeds: dict[str, list[float]] = {}
+    for row in rows:
+        try:
+            speeds.setdefault(row.get("stage", ""), []).append(float(row["images_per_second"]))
+        except (KeyError, ValueError):
+            continue
+    if speeds:
+        parts = (f"{stage} {sorted(values)[len(values) // 2]:,.0f}" for stage, values in speeds.items())
+        section.text(f"Speed, images per second (median of the epochs): {', '.join(parts)}.")
+
+
+def _measures(section: Section, rows: Sequence[Mapping[str, str]]) -> None:
+    if rows:
+        section.table(list(rows[0]), [list(row.values()) for row in rows], caption=MEASURES)
+
+
+def _figures(report: Report, folder: Path) -> None:
+    captions = read_json(folder / "captions.json")
+    names = [*captions, *sorted(path.name for path in folder.glob("*.png") if path.name not in captions)]
+    for name in names:
+        entry = captions.get(name, {})
+        entry = entry if isinstance(entry, dict) else {"caption": str(entry)}
+        title = str(entry.get("title") or Path(name).stem.replace("_", " ").capitalize())
+        try:
+            content = png(folder / Path(name).name)
+        except (OSError, ValueError):
+            continue
+        report.section(title).figure(content, str(entry.get("caption", "")), alt=title)
+
+
+def _confusions(section: Section, rows: Sequence[Mapping[str, str]]) -> None:
+    columns = ("class_a", "class_b", "a_as_b", "b_as_a", "count", "share")
+    lines = []
+    for row in rows[:50]:
+        try:
+            share = percent(float(row["share"]), 1)
+            lines.append([*(row[column] for column in columns[:-1]), share])
+        except (KeyError, ValueError):
+            continue
+    if lines:
+        header = ("class a", "class b", "a called b", "b called a", "both", "of their images")
+        section.table(header, lines[:10])
+    if len(lines) > 10:
+        section.table(header, lines[10:], fold=f"The next {len(lines) - 10} pairs")
+
+
+def _reproduce(section: Section, facts: Mapping[str, Any]) -> None:
+    command = facts.get("command")
+    if command:
+        section.code(shlex.join(map(str, command)) if isinstance(command, list) else str(command))
+    data, known = _group(facts, "data"), []
+    seeds = {name: facts[name] for name in ("seed", "seeds") if facts.get(name) is not None}
+    fingerprints = {f"{name} of the data": value for name, value in data.items() if "fingerprint" in name}
+    groups = {name: _group(facts, name) for name in ("versions", "machine")}
+    for name, value in {**seeds, **fingerprints, **groups["versions"], **groups["machine"]}.items():
+        if value not in (None, "", {}, []):
+            known.append([name, value if isinstance(value, str) else json.dumps(value, default=str)])
+    if known:
+        section.table(("what", "value"), known)
+
+
+def _configuration(section: Section, config: Mapping[str, Any]) -> None:
+    lines = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in _flat(config)]
+    if lines:
+        section.table(("field", "value"), lines, fold=f"All {len(lines)} fields of config.json")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    fields: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        fields += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return fields

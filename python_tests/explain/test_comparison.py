@@ -1,0 +1,118 @@
+"""The comparison of models on a data set whose answers are known, and the crop's geometry against torchvision's."""
+
+import csv
+
+import pytest
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from fgvc_ext.explain.comparison import ModelView, explain_models
+from fgvc_ext.explain.crop import CentreCrop
+from fgvc_ext.explain.document import read_json
+from fgvc_ext.training.report import write_run_report
+
+SIZES = [(50, 80), (80, 50), (64, 64), (33, 47), (47, 33)]
+
+
+class Squares:
+    """Grey images of 48 × 64 with one bright square each: class 0 left, class 1 right; class 2 has none left over."""
+
+    classes = ("left", "right", "none")
+    part_names = ("corner", "edge")
+
+    def __init__(self, count: int = 8) -> None:
+        self.labels = torch.arange(count) % 2
+        self.boxes = torch.tensor([[8.0, 16.0, 24.0, 32.0], [40.0, 16.0, 56.0, 32.0]])[self.labels]
+        centre = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        self.parts = torch.stack([torch.cat([centre, torch.ones(count, 1)], 1), torch.zeros(count, 3)], 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, row: int) -> torch.Tensor:
+        image = torch.full((3, 48, 64), 20, dtype=torch.uint8)
+        x1, y1, x2, y2 = self.boxes[row].int().tolist()
+        image[:, y1:y2, x1:x2] = 220
+        return image
+
+    def separating_part(self, a: int, b: int) -> str:
+        return "corner"
+
+
+def prepare(image: torch.Tensor) -> torch.Tensor:
+    return image[:, :, 8:56].float() / 255
+
+
+def brightness(images: torch.Tensor) -> torch.Tensor:
+    """Maps [n,3,6,6]: class 0 speaks for light in the left half, class 1 in the right, class 2 never."""
+    light = torch.nn.functional.avg_pool2d(images[:, 0] - 0.1, 8).clamp(min=0)
+    left, right = light.clone(), light.clone()
+    left[..., 3:] = 0
+    right[..., :3] = 0
+    return torch.stack([left, right, torch.zeros_like(left)], 1)
+
+
+def test_known_models_give_known_measures_confusions_and_figures(tmp_path):
+    seeds = []
+
+    def masks(images, seed):
+        seeds.append(seed)
+        return brightness(images) > 0
+
+    models = {
+        "right": ModelView(brightness, features=lambda images: brightness(images).mean((2, 3))),
+        "swapped": ModelView(lambda images: brightness(images)[:, [1, 0, 2]] + 0.0, masks=masks),
+    }
+    data = Squares()
+    explain_models(tmp_path, data, models, prepare=prepare, frame=CentreCrop(48, 48), seed=100, rows=2, batch_size=3)
+    with (tmp_path / "measures.csv").open(newline="") as file:
+        right, swapped, even = csv.DictReader(file)
+    assert right["share in box"] == "1.000 ± 0.000"
+    assert right["area used"] == "0.111 ± 0.000"  # 4 of 36 cells, evenly
+    assert right["parts touched"] == "1.000 ± 0.000"
+    assert swapped["share in box"] == "–"  # no evidence for the true class at all
+    assert even["share in box"] == "0.111 ± 0.000"
+    assert (tmp_path / "confusions.csv").read_text().splitlines()[1] == "left,right,4,4,8,1.000000"
+    assert list(read_json(tmp_path / "figures" / "captions.json")) == [
+        "activation_maps.png", "confused_pairs.png", "confusion.png", "features.png"
+    ]  # fmt: skip
+    assert torch.equal(seeds[0], torch.tensor([102, 106]))
+    page = write_run_report(tmp_path).read_text()
+    assert page.count("<img") == 4
+    assert "even attention" in page
+
+
+def test_a_perfect_model_and_a_plain_data_set(tmp_path):
+    data = Squares(4)
+    data.boxes = None
+    plain = {"labels": data.labels, "classes": data.classes, "boxes": None}
+    bare = type("Bare", (), {**plain, "__len__": lambda self: 4, "load": lambda self, row: Squares(4).load(row)})()
+    explain_models(tmp_path, bare, {"ours": ModelView(brightness)}, prepare=prepare, frame=CentreCrop(48, 48))
+    assert (tmp_path / "measures.csv").read_text().splitlines()[0] == "model,area used"
+    assert (tmp_path / "confusions.csv").read_text().count("\n") == 1
+    assert [file.name for file in (tmp_path / "figures").glob("*.png")] == ["activation_maps.png"]
+
+
+def test_no_images_is_an_error(tmp_path):
+    view = {"a": ModelView(brightness)}
+    with pytest.raises(ValueError, match="got 1 and 0"):
+        explain_models(tmp_path, Squares(0), view, prepare=prepare, frame=CentreCrop(48, 48))
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("resize", "crop"), [(48, 48), (40, 31), (101, 64)])
+def test_crop_is_the_one_of_evaluation(height, width, resize, crop):
+    generator = torch.Generator().manual_seed(height)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    boxes = torch.tensor([[3.0, 5.0, 21.0, 30.0], [0.0, 0.0, width, height]])
+    wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+    transform = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
+    expected_image, expected_boxes = transform(image, wrapped)
+    frame = CentreCrop(resize, crop)
+    difference = (frame.image(image).int() - expected_image.int()).abs()
+    assert difference.max() <= 2  # torchvision rounds between the two passes
+    torch.testing.assert_close(frame.boxes(boxes, height, width), torch.Tensor(expected_boxes))
+    corner = frame.points(boxes[0, :2], height, width)
+    assert corner.dtype == torch.float32
+    torch.testing.assert_close(corner.clamp(0, crop), expected_boxes[0, :2].as_subclass(torch.Tensor))
