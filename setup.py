@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import setuptools
 from setuptools import Command, Extension, setup
@@ -34,14 +35,14 @@ def cuda_wanted() -> bool:
     if asked == "0" or (asked == "" and (torch.version.cuda is None or nvcc is None)):
         return False
     if torch.version.cuda is None:
-        sys.exit(f"FGVC_EXT_CUDA=1, but torch {torch.__version__} was built without CUDA: install a CUDA build of torch first")
+        sys.exit(f"FGVC_EXT_CUDA=1, but torch {torch.__version__} has no CUDA: install a CUDA build of torch first")
     if nvcc is None:
         sys.exit("FGVC_EXT_CUDA=1, but nvcc was found neither in CUDA_HOME nor on PATH")
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     major = version.split("release ")[1].split(".")[0]
     if major == torch.version.cuda.split(".")[0]:
         return True
-    message = f"nvcc is of CUDA {major}, torch {torch.__version__} of CUDA {torch.version.cuda}: the major versions must be equal"
+    message = f"nvcc is of CUDA {major}, torch of CUDA {torch.version.cuda}: the major versions must be equal"
     if asked == "1":
         sys.exit(message)
     print(f"fgvc_ext: building without the CUDA library: {message}", file=sys.stderr)
@@ -56,7 +57,7 @@ def nvcc_path() -> str | None:
 
 
 def cmake_architectures(torch_list: str) -> str:
-    """"8.0;9.0+PTX" as torch writes it → "80-real;90" as CMake does (without a suffix: machine code and PTX)."""
+    """ "8.0;9.0+PTX" as torch writes it → "80-real;90" as CMake does (without a suffix: machine code and PTX)."""
     names = []
     for name in torch_list.replace(" ", ";").split(";"):
         if name:
@@ -76,18 +77,19 @@ class CMakeBuild(build_ext):
             import torch  # noqa: F401
         except ImportError as error:
             sys.exit(
-                f"fgvc_ext is built against the torch that is installed, but: {error}. An isolated build does not see it. "
+                f"fgvc_ext is built against the torch that is installed, but: {error}. "
+                "An isolated build does not see it. "
                 "Install torch and pybind11 first, then run: pip install --no-build-isolation ."
             )
         in_place = self.inplace or self.editable_mode
         package = ROOT if in_place else Path(self.build_lib).resolve()
-        build = ROOT / "build" / sys.implementation.cache_tag  # kept between builds: only what changed is compiled again
+        build = ROOT / "build" / sys.implementation.cache_tag  # kept: only what changed is compiled again
         cuda = cuda_wanted()
         arguments = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DFGVC_EXT_CUDA={'ON' if cuda else 'OFF'}",
-            "-DFGVC_EXT_EMULATION=OFF",  # each build says all of its options: CMake's cache would keep those of the last
+            "-DFGVC_EXT_EMULATION=OFF",  # every option at every build: CMake's cache would keep the last build's
             "-DFGVC_EXT_SANITIZE=",
             f"-DFGVC_EXT_CUDA_ARCHITECTURES={cmake_architectures(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))}",
             *shlex.split(os.environ.get("FGVC_EXT_CMAKE_ARGS", "")),
@@ -100,7 +102,7 @@ class CMakeBuild(build_ext):
         self.cmake("--build", str(build), "--parallel", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1))
         self.cmake("--install", str(build), "--prefix", str(package))
         installed = {Path(line) for line in (build / "install_manifest.txt").read_text().splitlines()}
-        for stale in {*(package / "fgvc_ext" / "lib").glob("*.so")} - installed:  # of an earlier build with more libraries
+        for stale in {*(package / "fgvc_ext" / "lib").glob("*.so")} - installed:  # of a build that made more
             stale.unlink()
         if in_place:
             shutil.copy(build / "compile_commands.json", ROOT / "compile_commands.json")
@@ -122,7 +124,7 @@ class Develop(Command):
     """``python setup.py develop``. Setuptools' own became an isolated pip install, in which torch is missing."""
 
     description = "install in development mode, with the libraries built in place"
-    user_options: list[tuple[str, str | None, str]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
         pass

@@ -1,12 +1,12 @@
-// Every operator's schema: the table of contents. An operator <op> is registered by csrc/cpu/<op>.cpp and csrc/cuda/<op>.cu;
-// its fake kernel, its autograd and its contract stand in fgvc_ext/ops/<op>.py.
+// Every operator's schema: the table of contents. An operator <op> is registered by csrc/cpu/<op>.cpp and
+// csrc/cuda/<op>.cu; its fake kernel, its autograd and its contract stand in fgvc_ext/ops/<op>.py.
 #include "common/tensor.h"
 
 STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
   // Global k-max pooling (ELoPE, eq. 2–4) -> output, indices, values
   m.def("global_k_max_pool(Tensor features, SymInt k, Tensor? weight, bool keep_values) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "global_k_max_pool_backward(Tensor grad, Tensor indices, Tensor values, Tensor? weight, SymInt[] size, "
+      "global_k_max_pool_backward(Tensor grad, Tensor indices, Tensor? values, Tensor? weight, SymInt[] size, "
       "SymInt[] stride, bool grad_features, bool grad_weight) -> (Tensor, Tensor)");
 
   // Diversification block (subtle differences, eq. 1–8) -> scores, bits; thresholds are probability · 2^32

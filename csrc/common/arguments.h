@@ -11,7 +11,9 @@ namespace fgvc_ext {
 
 // Work on maps is handed out in tiles of this many channels of one sample, whatever the instruction set.
 constexpr int64_t kTile = 16;
-FGVC_HOST_DEVICE inline int64_t tiles(const Layout4& layout) { return layout.samples * ((layout.channels + kTile - 1) / kTile); }
+FGVC_HOST_DEVICE inline int64_t tiles(const Layout4& layout) {
+  return layout.samples * ((layout.channels + kTile - 1) / kTile);
+}
 // A map's row in scratch memory, padded to whole vectors of the widest instruction set.
 FGVC_HOST_DEVICE inline int64_t row_pitch(int64_t positions) { return (positions + 15) / 16 * 16; }
 
@@ -26,11 +28,8 @@ struct GlobalKMaxPool {
   bool narrow_indices;
   void* values;  // [N,C,k], accumulation type, or null
 
-  // A task's: the tile's rows; candidates, values and indices of one map.
-  FGVC_HOST_DEVICE int64_t scratch_bytes() const {
-    const int64_t pitch = row_pitch(layout.positions());
-    return (kTile * pitch + pitch + 32 + k) * 8 + (k + pitch + 32) * 4;
-  }
+  // A task's: the tile's rows; values and indices found.
+  FGVC_HOST_DEVICE int64_t scratch_bytes() const { return kTile * (row_pitch(layout.positions()) * 8 + k * 12); }
 };
 
 struct GlobalKMaxPoolBackward {
@@ -78,7 +77,7 @@ struct Diversify {
 // Spreads bits over maps: gradients of diversify, or (grad null) the mask itself as 0 and 1.
 struct SpreadBits {
   Dtype dtype;
-  Layout4 layout;  // of output
+  Layout4 layout;    // of output
   const void* grad;  // [N,C], dtype, or null
   const uint8_t* bits;
   double alpha;
@@ -93,14 +92,15 @@ struct GradientBoosting {
   int64_t k, ignore_index;
   void *losses, *log_sum, *threshold;  // [N], accumulation type
 
-  FGVC_HOST_DEVICE int64_t scratch_bytes() const { return (row_pitch(classes) + k) * 8; }
+  // A task's: a row of scores; its keys or a heap of k.
+  FGVC_HOST_DEVICE int64_t scratch_bytes() const { return (2 * row_pitch(classes) + k) * 8; }
 };
 
 struct GradientBoostingBackward {
   GradientBoosting forward;  // losses unused
   const void* grad;          // [] or [N], accumulation type
   bool grad_per_sample;
-  const void* scale;    // [], accumulation type
+  const void* scale;  // [], accumulation type
   void* grad_scores;  // [N,C], dtype, contiguous rows unless strided below
   int64_t row_stride, column_stride;
 

@@ -1,5 +1,5 @@
-// The dtypes of the contract. The 16-bit floats are storage, without torch's headers: CPU kernels load and store them and
-// compute in float.
+// The dtypes of the contract. The 16-bit floats are storage, without torch's headers: CPU kernels load and store them
+// and compute in float.
 #pragma once
 
 #include <cstdint>
@@ -79,12 +79,24 @@ inline __attribute__((always_inline)) Half from_float<Half>(float x) {
 }  // namespace fgvc_ext
 
 // Runs `statement` with T as the storage type of `dtype`.
-#define FGVC_SWITCH_DTYPE(dtype, statement)                               \
-  do {                                                                    \
-    switch (dtype) {                                                      \
-      case ::fgvc_ext::Dtype::float32: { using T = float; statement; } break;               \
-      case ::fgvc_ext::Dtype::float64: { using T = double; statement; } break;              \
-      case ::fgvc_ext::Dtype::bfloat16: { using T = ::fgvc_ext::BFloat16; statement; } break; \
-      case ::fgvc_ext::Dtype::float16: { using T = ::fgvc_ext::Half; statement; } break;     \
-    }                                                                     \
+#define FGVC_SWITCH_DTYPE(dtype, statement) \
+  do {                                      \
+    switch (dtype) {                        \
+      case ::fgvc_ext::Dtype::float32: {    \
+        using T = float;                    \
+        statement;                          \
+      } break;                              \
+      case ::fgvc_ext::Dtype::float64: {    \
+        using T = double;                   \
+        statement;                          \
+      } break;                              \
+      case ::fgvc_ext::Dtype::bfloat16: {   \
+        using T = ::fgvc_ext::BFloat16;     \
+        statement;                          \
+      } break;                              \
+      case ::fgvc_ext::Dtype::float16: {    \
+        using T = ::fgvc_ext::Half;         \
+        statement;                          \
+      } break;                              \
+    }                                       \
   } while (0)

@@ -39,22 +39,27 @@ inline ScalarType accumulation(const Tensor& tensor) {
 
 inline Layout4 layout_of(const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.dim() == 4, "expected a tensor [N,C,H,W], got ", tensor.dim(), " dimensions");
-  return {tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3),
+  return {tensor.size(0),
+          tensor.size(1),
+          tensor.size(2),
+          tensor.size(3),
           {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
 }
 
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
   return torch::stable::new_empty(like, size, dtype);
 }
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) { return empty(like, size, like.scalar_type()); }
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
+  return empty(like, size, like.scalar_type());
+}
 
 inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
   int32_t device, dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(size.size()), size.data(), stride.data(), dtype, device, like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                                         dtype, device, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 

@@ -17,9 +17,17 @@ std::tuple<Tensor, Tensor> diversify(const Tensor& maps, const Tensor& seed, int
   Tensor scores = empty(maps, {layout.samples, layout.channels});
   Tensor bits = empty(maps, {layout.samples, layout.channels, (layout.positions() + 7) / 8}, ScalarType::Byte);
   const Tensor dense_seed = as_dense(seed);
-  const Diversify op{dtype_of(maps), layout, maps.const_data_ptr(), dense_seed.const_data_ptr<int64_t>(), seed.dim() == 1,
-                     static_cast<uint64_t>(peak_threshold), static_cast<uint64_t>(patch_threshold), patch_size, alpha,
-                     scores.mutable_data_ptr(), bits.mutable_data_ptr<uint8_t>()};
+  const Diversify op{dtype_of(maps),
+                     layout,
+                     maps.const_data_ptr(),
+                     dense_seed.const_data_ptr<int64_t>(),
+                     seed.dim() == 1,
+                     static_cast<uint64_t>(peak_threshold),
+                     static_cast<uint64_t>(patch_threshold),
+                     patch_size,
+                     alpha,
+                     scores.mutable_data_ptr(),
+                     bits.mutable_data_ptr<uint8_t>()};
   parallel_for(0, tiles(layout), tiles_per_task(layout), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
     kernels().diversify(op, begin, end, scratch.data());

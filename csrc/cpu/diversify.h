@@ -9,7 +9,7 @@
 
 namespace fgvc_ext::FGVC_ISA {
 
-constexpr int kParts = kTile / kLanes;  // vectors for one word of every channel of a tile
+constexpr int kTileParts = kTile / kLanes;  // vectors for one word of every channel of a tile, or for 16 positions
 
 // The random words of one map a lane, four draws at a time.
 class TileDraws {
@@ -18,8 +18,8 @@ class TileDraws {
     TileDraws draws;
     draws.seed_ = static_cast<uint64_t>(op.seed[op.seed_per_sample ? tile.sample : 0]);
     draws.sample_ = op.seed_per_sample ? 0 : static_cast<uint32_t>(tile.sample);
-    draws.channel_ = Words{} + static_cast<uint32_t>(tile.channel + part * kLanes) +
-                     reinterpret_cast<Words>(lane_numbers());
+    draws.channel_ =
+        Words{} + static_cast<uint32_t>(tile.channel + part * kLanes) + reinterpret_cast<Words>(lane_numbers());
     return draws;
   }
 
@@ -64,11 +64,12 @@ FGVC_INLINE void append_bits(uint32_t* map_bits, int64_t at, const uint32_t* row
 
 // Patches that hide, eq. 4, as bits y·W + x of every map: word w of channel c at map_bits[w·kTile + c].
 // Returns the channels whose peaks hide (eq. 2), one bit each.
-FGVC_INLINE uint32_t draw_patches(const Diversify& op, const Tile& tile, uint32_t* row, uint32_t* map_bits) {
+static __attribute__((noinline)) uint32_t draw_patches(const Diversify& op, const Tile& tile, uint32_t* row,
+                                                       uint32_t* map_bits) {
   const int64_t words = op.words_per_row(), map_words = op.layout.positions() / 32 + 2;
   uint32_t hide_peaks = 0;
   std::memset(map_bits, 0, map_words * kTile * 4);
-  for (int part = 0; part < kParts && part * kLanes < tile.channels; ++part) {
+  for (int part = 0; part < kTileParts && part * kLanes < tile.channels; ++part) {
     TileDraws draws = TileDraws::make(op, tile, part);
     int64_t draw = 0;
     const Words peaks = draws.hides(draw++, op.peak_threshold);
@@ -92,74 +93,85 @@ FGVC_INLINE uint32_t sixteen_bits(const uint32_t* map_bits, int64_t start) {
   return map_bits[start / 32 * kTile] >> start % 32 & 0xFFFF;
 }
 
-// The largest value, or NaN where the map has one: then nothing equals it and the map has no peaks.
-FGVC_INLINE float peak_value(const float* map, int64_t positions) {
-  const Floats lowest = broadcast(-__builtin_inff());
-  const int64_t whole = positions / kLanes * kLanes;
-  Floats m = lowest, total = {};
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    const Floats x = load(map + i);
-    m = maximum(x, m);
-    total += x;
-  }
-  float best = largest(m), rest = sum(total);
-  for (int64_t i = whole; i < positions; ++i) {
-    best = map[i] > best ? map[i] : best;
-    rest += map[i];
-  }
-  if (rest != rest)  // a NaN, or infinities of both signs
-    for (int64_t i = 0; i < positions; ++i)
-      if (map[i] != map[i]) return map[i];
-  return best;
-}
-
-FGVC_INLINE double peak_value(const double* map, int64_t positions) {
-  double best = map[0];
-  for (int64_t i = 0; i < positions; ++i) {
-    if (map[i] != map[i]) return map[i];
-    best = map[i] > best ? map[i] : best;
-  }
-  return best;
-}
-
 FGVC_INLINE void write_bits(uint8_t* bits, int64_t start, int64_t positions, uint32_t sixteen) {
   bits[start / 8] = static_cast<uint8_t>(sixteen);
   if (start + 8 < positions) bits[start / 8 + 1] = static_cast<uint8_t>(sixteen >> 8);
 }
 
-// Sum of M' over one map (eq. 6–8); writes the map's bits.
-FGVC_INLINE float suppress(const float* map, int64_t positions, const uint32_t* map_bits, bool hide_peaks, float alpha,
-                           uint8_t* bits) {
-  const Floats peak = broadcast(peak_value(map, positions)), padding = {};
-  const uint32_t hidden_peaks = hide_peaks ? 0xFFFF : 0;
-  Floats visible = {}, hidden = {};
-  for (int64_t start = 0; start < positions; start += kTile) {
-    const int64_t here = positions - start;
-    const uint32_t valid = here >= kTile ? 0xFFFF : (1u << here) - 1;
-    Floats x[kParts];
-    uint32_t peaks = 0;
-    for (int part = 0; part < kParts; ++part) {
-      const int64_t left = here - part * kLanes;
-      x[part] = left >= kLanes ? load(map + start + part * kLanes)
-                : left > 0     ? load_partial(map + start + part * kLanes, left, 0.f)
-                               : padding;
-      peaks |= equal_bits(x[part], peak) << part * kLanes;
-    }
-    const uint32_t suppressed = ((sixteen_bits(map_bits, start) & ~peaks) | (hidden_peaks & peaks)) & valid;
-    for (int part = 0; part < kParts; ++part) {
-      const uint32_t here_bits = suppressed >> part * kLanes;
-      visible += select(here_bits, padding, x[part]);
-      hidden += select(here_bits, x[part], padding);
-    }
-    write_bits(bits, start, positions, suppressed);
-  }
-  return sum(visible) + alpha * sum(hidden);
+// The largest values of a map, lane by lane; NaN is passed over.
+FGVC_INLINE Floats lane_maxima(const float* map, int64_t positions) {
+  Floats largest = broadcast(-__builtin_inff());
+  int64_t i = 0;
+  for (; i + kLanes <= positions; i += kLanes) largest = maximum(load(map + i), largest);
+  return i < positions ? maximum(load_partial(map + i, positions - i, -__builtin_inff()), largest) : largest;
 }
 
-FGVC_INLINE double suppress(const double* map, int64_t positions, const uint32_t* map_bits, bool hide_peaks, double alpha,
-                            uint8_t* bits) {
-  const double peak = peak_value(map, positions);
-  double total = 0;
+// Lane sums of M' over one map (eq. 6–8); writes the map's bits.
+FGVC_INLINE Floats suppress(const float* map, int64_t positions, const uint32_t* map_bits, bool hide_peaks, float peak,
+                            float alpha, uint8_t* bits) {
+  const Floats peaks_are = broadcast(peak), nothing = {};
+  const uint32_t hidden_peaks = hide_peaks ? 0xFFFF : 0;
+  Floats visible = {}, hidden = {};
+  const auto sixteen = [&](int64_t start, const Floats x[kTileParts], uint32_t valid) {
+    uint32_t peaks = 0;
+    for (int part = 0; part < kTileParts; ++part) peaks |= equal_bits(x[part], peaks_are) << part * kLanes;
+    const uint32_t suppressed = ((sixteen_bits(map_bits, start) & ~peaks) | (hidden_peaks & peaks)) & valid;
+    for (int part = 0; part < kTileParts; ++part) {
+      visible += select(suppressed >> part * kLanes, nothing, x[part]);
+      hidden += select(suppressed >> part * kLanes, x[part], nothing);
+    }
+    return suppressed;
+  };
+  Floats x[kTileParts];
+  int64_t start = 0;
+  for (; start + kTile <= positions; start += kTile) {
+    for (int part = 0; part < kTileParts; ++part) x[part] = load(map + start + part * kLanes);
+    const uint16_t suppressed = static_cast<uint16_t>(sixteen(start, x, 0xFFFF));
+    std::memcpy(bits + start / 8, &suppressed, 2);
+  }
+  if (start < positions) {
+    for (int part = 0; part < kTileParts; ++part)
+      x[part] = load_within(map + start, part * kLanes, positions - start, 0.f);
+    write_bits(bits, start, positions, sixteen(start, x, (1u << (positions - start)) - 1));
+  }
+  return visible + alpha * hidden;
+}
+
+// Sums of M' of up to kLanes maps, `pitch` apart. Maxima and sums are taken over one map a lane, so that no map waits
+// for the lanes of another.
+static __attribute__((noinline)) void suppress_maps(const Diversify& op, const float* rows, int64_t pitch, int64_t maps,
+                                                    const uint32_t* map_bits, uint32_t hide_peaks, uint8_t* bits,
+                                                    float* totals) {
+  const int64_t positions = op.layout.positions(), bytes = op.bytes_per_map();
+  const float alpha = static_cast<float>(op.alpha);
+  Floats lanes[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane)
+    lanes[lane] = lane_maxima(rows + (lane < maps ? lane : 0) * pitch, positions);
+  transpose(lanes);
+  for (int i = 1; i < kLanes; ++i) lanes[0] = maximum(lanes[0], lanes[i]);
+  float peak[kLanes];
+  store(peak, lanes[0]);
+  for (int64_t lane = 0; lane < maps; ++lane)
+    lanes[lane] = suppress(rows + lane * pitch, positions, map_bits + lane, hide_peaks >> lane & 1, peak[lane], alpha,
+                           bits + lane * bytes);
+  transpose(lanes);
+  for (int i = 1; i < kLanes; ++i) lanes[0] += lanes[i];
+  std::memcpy(totals, &lanes[0], maps * sizeof(float));
+
+  for (int64_t lane = 0; lane < maps; ++lane) {
+    if (totals[lane] == totals[lane]) continue;
+    const float* map = rows + lane * pitch;
+    bool nan = false;  // or else infinities of both signs
+    for (int64_t i = 0; i < positions; ++i) nan |= map[i] != map[i];
+    if (nan) suppress(map, positions, map_bits + lane, false, totals[lane], alpha, bits + lane * bytes);  // no peaks
+  }
+}
+
+FGVC_INLINE double suppress(const double* map, int64_t positions, const uint32_t* map_bits, bool hide_peaks,
+                            double alpha, uint8_t* bits) {
+  double peak = map[0], total = 0;  // NaN where the map has one: then nothing equals it and the map has no peaks
+  for (int64_t i = 0; i < positions; ++i) peak = map[i] > peak || map[i] != map[i] ? map[i] : peak;
+  for (int64_t i = 0; i < positions; ++i) peak = map[i] != map[i] ? map[i] : peak;
   for (int64_t start = 0; start < positions; start += kTile) {
     uint32_t suppressed = sixteen_bits(map_bits, start);
     for (int i = 0; i < kTile; ++i) {
@@ -175,6 +187,12 @@ FGVC_INLINE double suppress(const double* map, int64_t positions, const uint32_t
   }
   return total;
 }
+FGVC_INLINE void suppress_maps(const Diversify& op, const double* rows, int64_t pitch, int64_t maps,
+                               const uint32_t* map_bits, uint32_t hide_peaks, uint8_t* bits, double* totals) {
+  for (int64_t map = 0; map < maps; ++map)
+    totals[map] = suppress(rows + map * pitch, op.layout.positions(), map_bits + map, hide_peaks >> map & 1, op.alpha,
+                           bits + map * op.bytes_per_map());
+}
 
 template <class T>
 FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end, void* scratch) {
@@ -188,12 +206,15 @@ FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end
     const uint32_t hide_peaks = draw_patches(op, tile, row, map_bits);
     int64_t pitch;
     const Value* rows = tile_rows(static_cast<const T*>(op.maps), op.layout, tile, rows_scratch, pitch);
-    for (int64_t c = 0; c < tile.channels; ++c) {
-      const int64_t map = tile.sample * op.layout.channels + tile.channel + c;
-      const Value total = suppress(rows + c * pitch, positions, map_bits + c, hide_peaks >> c & 1,
-                                   static_cast<Value>(op.alpha), op.bits + map * bytes);
-      static_cast<T*>(op.scores)[map] = from_float<T>(total / static_cast<Value>(positions));
+    const int64_t first = tile.sample * op.layout.channels + tile.channel;
+    Value totals[kTile];
+    for (int64_t c = 0; c < tile.channels; c += kLanes) {
+      const int64_t left = tile.channels - c;
+      suppress_maps(op, rows + c * pitch, pitch, left < kLanes ? left : kLanes, map_bits + c, hide_peaks >> c,
+                    op.bits + (first + c) * bytes, totals + c);
     }
+    for (int64_t c = 0; c < tile.channels; ++c)
+      static_cast<T*>(op.scores)[first + c] = from_float<T>(totals[c] / static_cast<Value>(positions));
   }
 }
 

@@ -9,8 +9,8 @@ using torch::stable::parallel_for;
 // Positions whose index fits int16 are saved as such.
 bool narrow_indices(const Layout4& layout) { return layout.positions() <= 32768; }
 
-std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(
-    const Tensor& features, int64_t k, const std::optional<Tensor>& weight, bool keep_values) {
+std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int64_t k,
+                                                     const std::optional<Tensor>& weight, bool keep_values) {
   const Layout4 layout = layout_of(features);
   STD_TORCH_CHECK(k >= 1 && k <= layout.positions(), "k must be in [1, H*W = ", layout.positions(), "], got ", k);
   STD_TORCH_CHECK(!weight || weight->numel() == k, "weight must have shape [", k, "]");
@@ -21,8 +21,14 @@ std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(
   Tensor values = empty(features, {layout.samples, layout.channels, keep_values ? k : 0}, accumulation(features));
 
   const auto weights = as_accumulation(weight, features);
-  const GlobalKMaxPool op{dtype_of(features), layout, k, features.const_data_ptr(), data_or_null(weights),
-                          output.mutable_data_ptr(), indices.mutable_data_ptr(), narrow,
+  const GlobalKMaxPool op{dtype_of(features),
+                          layout,
+                          k,
+                          features.const_data_ptr(),
+                          data_or_null(weights),
+                          output.mutable_data_ptr(),
+                          indices.mutable_data_ptr(),
+                          narrow,
                           keep_values ? values.mutable_data_ptr() : nullptr};
   parallel_for(0, tiles(layout), tiles_per_task(layout), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
@@ -40,7 +46,8 @@ Tensor weight_grad(const Tensor& grad, const Tensor& values, const Tensor& weigh
   auto* sums = static_cast<char*>(partial.mutable_data_ptr());
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const GlobalKMaxPoolWeightGrad op{dtype_of(grad), k, grad.const_data_ptr(), values.const_data_ptr(), sums + chunk * row};
+      const GlobalKMaxPoolWeightGrad op{dtype_of(grad), k, grad.const_data_ptr(), values.const_data_ptr(),
+                                        sums + chunk * row};
       kernels().global_k_max_pool_weight_grad(op, chunk * kChunk, std::min(maps, (chunk + 1) * kChunk));
     }
   });
@@ -48,21 +55,24 @@ Tensor weight_grad(const Tensor& grad, const Tensor& values, const Tensor& weigh
   return weight.scalar_type() == total.scalar_type() ? total : torch::stable::to(total, weight.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> global_k_max_pool_backward(
-    const Tensor& grad, const Tensor& indices, const Tensor& values, const std::optional<Tensor>& weight,
-    std::vector<int64_t> size, std::vector<int64_t> stride, bool grad_features, bool grad_weight) {
+std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const Tensor& indices,
+                                                      const std::optional<Tensor>& values,
+                                                      const std::optional<Tensor>& weight, std::vector<int64_t> size,
+                                                      std::vector<int64_t> stride, bool grad_features,
+                                                      bool grad_weight) {
   const Tensor dense_grad = as_dense(grad);
   Tensor features = grad_features ? empty_strided(grad, size, stride) : empty(grad, {0});
   if (grad_features) {
     const Layout4 layout = layout_of(features);
     const auto weights = as_accumulation(weight, grad);
-    const GlobalKMaxPoolBackward op{dtype_of(grad), layout, indices.size(2), dense_grad.const_data_ptr(),
-                                    indices.const_data_ptr(), narrow_indices(layout), data_or_null(weights),
-                                    features.mutable_data_ptr()};
+    const GlobalKMaxPoolBackward op{dtype_of(grad),           layout,
+                                    indices.size(2),          dense_grad.const_data_ptr(),
+                                    indices.const_data_ptr(), narrow_indices(layout),
+                                    data_or_null(weights),    features.mutable_data_ptr()};
     parallel_for(0, tiles(layout), tiles_per_task(layout),
                  [&](int64_t begin, int64_t end) { kernels().global_k_max_pool_backward(op, begin, end); });
   }
-  return {features, grad_weight ? weight_grad(dense_grad, values, *weight) : empty(grad, {0})};
+  return {features, grad_weight ? weight_grad(dense_grad, *values, *weight) : empty(grad, {0})};
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // Global k-max pooling, ELoPE eq. 2–4: the k largest values of every map, in order, and where they stand.
 //
-// A map is read once from memory and a second time from the first-level cache. The first pass keeps the largest value of
-// each of 16 stripes; the k-th largest of these is a bound that at least k values reach, and few more. The second pass
-// collects those candidates, and k rounds of "largest, lowest index" rank them.
+// A map is read once from memory and a second time from the first-level cache. The first pass keeps the largest value
+// of each of 16 stripes; the k-th largest of these is a bound that at least k values reach, and few more. The second
+// pass collects those candidates. Bounds and ranks are found for one map a lane, so that no step waits for a sum over
+// lanes.
 #pragma once
 
 #include "maps.h"
@@ -10,6 +11,7 @@
 namespace fgvc_ext::FGVC_ISA {
 
 constexpr int kStripes = 16;
+constexpr int kParts = kStripes / kLanes;  // vectors for one value of every stripe
 
 // Larger value first; NaN is the largest; among equals the lower index.
 template <class Value>
@@ -56,8 +58,8 @@ FGVC_INLINE void select_with_heap(const Value* map, int64_t positions, int64_t k
   }
 }
 
-// Few distinct values (a map that a ReLU left nearly empty): a sorted list of the best so far, entered by strictly larger
-// values only, so that equals keep their order. No NaN.
+// Few distinct values (a map that a ReLU left nearly empty): a sorted list of the best so far, entered by strictly
+// larger values only, so that equals keep their order. No NaN.
 FGVC_INLINE void select_by_insertion(const float* map, int64_t positions, int k, float* values, int32_t* indices) {
   const auto insert = [&](float value, int32_t index, int size) {
     int at = size;
@@ -76,82 +78,117 @@ FGVC_INLINE void select_by_insertion(const float* map, int64_t positions, int k,
   }
 }
 
-struct Stripes {
-  Floats part[kStripes / kLanes];
+// The largest value of each stripe: positions i, i + 16, … NaN is passed over; it becomes a candidate below.
+FGVC_INLINE void stripe_maxima(const float* map, int64_t positions, Floats maxima[kParts]) {
+  Floats odd[kParts];  // two chains, so that neither waits for itself
+  for (int part = 0; part < kParts; ++part) maxima[part] = odd[part] = broadcast(-__builtin_inff());
+  int64_t start = 0;
+  for (; start + 2 * kStripes <= positions; start += 2 * kStripes)
+    for (int part = 0; part < kParts; ++part) {
+      maxima[part] = maximum(load(map + start + part * kLanes), maxima[part]);
+      odd[part] = maximum(load(map + start + kStripes + part * kLanes), odd[part]);
+    }
+  for (; start < positions; start += kStripes)
+    for (int part = 0; part < kParts; ++part)
+      maxima[part] =
+          maximum(load_within(map + start, part * kLanes, positions - start, -__builtin_inff()), maxima[part]);
+  for (int part = 0; part < kParts; ++part) maxima[part] = maximum(odd[part], maxima[part]);
+}
+
+// Positions looked through before the candidates are counted.
+constexpr int64_t kBlock = 512;
+
+// Indices of what is not below `bound`, NaN included, in order, to `found`; stops when there are more than 16.
+FGVC_INLINE int64_t collect_candidates(const float* map, int64_t positions, float bound,
+                                       int32_t found[kBlock + 3 * kStripes]) {
+  const Floats bounds = broadcast(bound);
+  int64_t count = 0;
+  for (int64_t start = 0; start < positions && count <= kStripes; start += kBlock) {
+    const int64_t end = start + kBlock < positions ? start + kBlock : positions;
+    int32_t* to = found + count;
+    Ints index = lane_numbers() + static_cast<int32_t>(start);
+    int64_t i = start;
+    for (; i + kLanes <= end; i += kLanes, index += kLanes) {
+      const uint32_t bits = ~less_bits(load(map + i), bounds) & kAllLanes;
+      compress_store(to, bits, index);
+      to += __builtin_popcount(bits);
+    }
+    if (i < end) {
+      const uint32_t bits = ~less_bits(load_partial(map + i, end - i, bound), bounds) & ((1u << (end - i)) - 1);
+      compress_store(to, bits, index);
+      to += __builtin_popcount(bits);
+    }
+    count = to - found;
+  }
+  return count;
+}
+
+struct Ranks {
+  Floats values[kStripes];
+  Ints indices[kStripes];
+  uint32_t unranked;  // lanes whose map needs another way: NaN, −inf among the k largest, or too many candidates
 };
 
-FGVC_INLINE float largest(const Stripes& x) {
-  Floats m = x.part[0];
-  for (int i = 1; i < kStripes / kLanes; ++i) m = maximum(m, x.part[i]);
-  return largest(m);
-}
+// The k ≤ Capacity largest of kLanes maps, one map a lane.
+template <int Capacity>
+FGVC_INLINE void rank_maps(const float* const map[kLanes], int64_t positions, int k, Ranks& ranks) {
+  const Floats lowest = broadcast(-__builtin_inff());
 
-// Takes out the first lane that equals `value` and returns its number.
-FGVC_INLINE int take_out(Stripes& x, float value) {
-  uint32_t bits = 0;
-  for (int i = 0; i < kStripes / kLanes; ++i) bits |= equal_bits(x.part[i], broadcast(value)) << i * kLanes;
-  const uint32_t first = bits & -bits;
-  for (int i = 0; i < kStripes / kLanes; ++i)
-    x.part[i] = select(first >> i * kLanes, broadcast(-__builtin_inff()), x.part[i]);
-  return __builtin_ctz(bits);
-}
-
-// Up to 16 values. False where the map needs another way: NaN, −inf among the k largest, or too many candidates.
-FGVC_INLINE bool select_by_bound(const float* map, int64_t positions, int k, float* values, int32_t* indices,
-                                 float* candidates, int32_t* candidate_indices) {
-  constexpr int kParts = kStripes / kLanes;
-  const float lowest = -__builtin_inff();
-  const int64_t whole = positions / kLanes * kLanes, left = positions - whole;
-  const Floats tail = left ? load_partial(map + whole, left, lowest) : broadcast(lowest);
-
-  Stripes stripes;
-  for (int i = 0; i < kParts; ++i) stripes.part[i] = broadcast(lowest);
-  Ints nan = tail != tail;
-  int64_t start = 0;
-  for (; start + kStripes <= whole; start += kStripes)
-    for (int i = 0; i < kParts; ++i) {
-      const Floats x = load(map + start + i * kLanes);
-      nan |= x != x;
-      stripes.part[i] = maximum(x, stripes.part[i]);
+  Floats stripes[kParts][kLanes], top[Capacity];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    Floats maxima[kParts];
+    stripe_maxima(map[lane], positions, maxima);
+    for (int part = 0; part < kParts; ++part) stripes[part][lane] = maxima[part];
+  }
+  for (int rank = 0; rank < Capacity; ++rank) top[rank] = lowest;
+  for (int part = 0; part < kParts; ++part) {
+    transpose(stripes[part]);
+    for (int i = 0; i < kLanes; ++i) {
+      Floats x = stripes[part][i];
+      for (int rank = 0; rank < Capacity; ++rank) {
+        const Floats larger = maximum(x, top[rank]);
+        x = minimum(x, top[rank]);
+        top[rank] = larger;
+      }
     }
-  for (int i = 0; start < whole; start += kLanes, ++i) {
-    const Floats x = load(map + start);
-    nan |= x != x;
-    stripes.part[i] = maximum(x, stripes.part[i]);
   }
-  stripes.part[kParts - 1] = maximum(tail, stripes.part[kParts - 1]);
-  if (lane_bits(nan)) return false;
 
-  float bound = largest(stripes);
-  for (int rank = 1; rank < k; ++rank) {
-    take_out(stripes, bound);
-    bound = largest(stripes);
+  float bound[kLanes];
+  int32_t all_found[kBlock + 3 * kStripes], found[kLanes][kStripes], counts[kLanes], most = 0;
+  store(bound, top[k - 1]);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    counts[lane] = static_cast<int32_t>(collect_candidates(map[lane], positions, bound[lane], all_found));
+    most = counts[lane] > most ? counts[lane] : most;
+    std::memcpy(found[lane], all_found, sizeof(found[lane]));
   }
-  if (bound == lowest) return false;
+  Ints count;
+  std::memcpy(&count, counts, sizeof(count));
+  ranks.unranked = equal_bits(top[k - 1], lowest) | lane_bits(count > kStripes);
 
-  int64_t count = 0;
-  const auto collect = [&](Floats x, int64_t at, uint32_t bits) {
-    compress_store(candidates + count, bits, x);
-    compress_store(candidate_indices + count, bits, lane_numbers() + static_cast<int32_t>(at));
-    count += __builtin_popcount(bits);
-  };
-  for (start = 0; start < whole; start += kLanes) {
-    const Floats x = load(map + start);
-    collect(x, start, not_less_bits(x, broadcast(bound)));
+  for (int rank = 0; rank < Capacity; ++rank) ranks.values[rank] = lowest, ranks.indices[rank] = Ints{};
+  for (int column = 0; column < kStripes && column < most; ++column) {
+    int32_t at[kLanes];
+    float value[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      at[lane] = column < counts[lane] ? found[lane][column] : 0;
+      value[lane] = map[lane][at[lane]];
+    }
+    Ints index;
+    std::memcpy(&index, at, sizeof(index));
+    Floats x = load(value);
+    ranks.unranked |= lane_bits(x != x);
+    x = count > column ? x : lowest;
+    Ints above = {};  // equals keep their order: candidates come by index, and what is displaced moves down one rank
+    for (int rank = 0; rank < Capacity; ++rank) {
+      above |= x > ranks.values[rank];
+      const Floats displaced = ranks.values[rank];
+      const Ints displaced_index = ranks.indices[rank];
+      ranks.values[rank] = above ? x : displaced;
+      ranks.indices[rank] = above ? index : displaced_index;
+      x = above ? displaced : x;
+      index = above ? displaced_index : index;
+    }
   }
-  if (left) collect(tail, whole, not_less_bits(tail, broadcast(bound)));
-  if (count > kStripes) return false;
-
-  for (int i = 0; i < kParts; ++i) {
-    const int64_t here = count - i * kLanes;
-    const uint32_t valid = here >= kLanes ? ~0u : here > 0 ? (1u << here) - 1 : 0;
-    stripes.part[i] = select(valid, load(candidates + i * kLanes), broadcast(lowest));
-  }
-  for (int rank = 0; rank < k; ++rank) {
-    values[rank] = largest(stripes);
-    indices[rank] = candidate_indices[take_out(stripes, values[rank])];
-  }
-  return true;
 }
 
 template <class Value>
@@ -161,49 +198,78 @@ FGVC_INLINE bool has_nan(const Value* map, int64_t positions) {
   return nan;
 }
 
-// One copy for all storage types.
+// One map, any way that serves. One copy for all storage types.
 template <class Value>
-static __attribute__((noinline)) void select_largest(const Value* map, int64_t positions, int64_t k, Value* values, int32_t* indices,
-                                Value* candidates, int32_t* candidate_indices) {
+static __attribute__((noinline)) void select_largest(const Value* map, int64_t positions, int64_t k, Value* values,
+                                                     int32_t* indices) {
   if constexpr (sizeof(Value) == 4) {
-    if (k <= kStripes) {
-      const int small_k = static_cast<int>(k);
-      if (select_by_bound(map, positions, small_k, values, indices, candidates, candidate_indices)) return;
-      if (!has_nan(map, positions)) return select_by_insertion(map, positions, small_k, values, indices);
-    }
+    if (k <= kStripes && !has_nan(map, positions))
+      return select_by_insertion(map, positions, static_cast<int>(k), values, indices);
   }
   select_with_heap(map, positions, k, values, indices);
+}
+
+// The k largest of up to kLanes maps, `pitch` apart: values and indices [maps,k].
+static __attribute__((noinline)) void select_of_maps(const float* rows, int64_t pitch, int64_t maps, int64_t positions,
+                                                     int64_t k, float* values, int32_t* indices) {
+  uint32_t unranked = kAllLanes;
+  if (k <= kStripes) {
+    const float* map[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) map[lane] = rows + (lane < maps ? lane : maps - 1) * pitch;
+    Ranks ranks;
+    k == 1   ? rank_maps<1>(map, positions, 1, ranks)
+    : k <= 4 ? rank_maps<4>(map, positions, static_cast<int>(k), ranks)
+             : rank_maps<kStripes>(map, positions, static_cast<int>(k), ranks);
+    for (int64_t rank = 0; rank < k; ++rank)
+      for (int64_t lane = 0; lane < maps; ++lane) {
+        values[lane * k + rank] = ranks.values[rank][lane];
+        indices[lane * k + rank] = ranks.indices[rank][lane];
+      }
+    unranked = ranks.unranked;
+  }
+  for (int64_t lane = 0; lane < maps; ++lane)
+    if (unranked >> lane & 1) select_largest(rows + lane * pitch, positions, k, values + lane * k, indices + lane * k);
+}
+FGVC_INLINE void select_of_maps(const double* rows, int64_t pitch, int64_t maps, int64_t positions, int64_t k,
+                                double* values, int32_t* indices) {
+  for (int64_t map = 0; map < maps; ++map)
+    select_largest(rows + map * pitch, positions, k, values + map * k, indices + map * k);
+}
+
+template <class Value>
+FGVC_INLINE Value weighted_mean(const Value* values, const Value* weight, int64_t k) {
+  Value total = 0;
+  for (int64_t rank = 0; rank < k; ++rank) total += weight ? weight[rank] * values[rank] : values[rank];
+  return total / static_cast<Value>(k);
 }
 
 template <class T>
 FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, void* scratch) {
   using Value = Accumulation<T>;
-  const int64_t positions = op.layout.positions(), k = op.k, pitch_of_scratch = row_pitch(positions);
+  const int64_t positions = op.layout.positions(), k = op.k;
   auto* rows_scratch = static_cast<Value*>(scratch);
-  auto* candidates = rows_scratch + kTile * pitch_of_scratch;
-  auto* own_values = candidates + pitch_of_scratch + 32;
-  auto* indices = reinterpret_cast<int32_t*>(own_values + k);
-  auto* candidate_indices = indices + k;
-  const auto* weight = static_cast<const Value*>(op.weight);
+  auto* own_values = rows_scratch + kTile * row_pitch(positions);
+  auto* indices = reinterpret_cast<int32_t*>(own_values + kTile * k);
 
   for (int64_t number = begin; number < end; ++number) {
     const Tile tile = tile_at(op.layout, number);
     int64_t pitch;
     const Value* rows = tile_rows(static_cast<const T*>(op.features), op.layout, tile, rows_scratch, pitch);
-    for (int64_t channel = 0; channel < tile.channels; ++channel) {
-      const int64_t map = tile.sample * op.layout.channels + tile.channel + channel;
-      Value* values = op.values ? static_cast<Value*>(op.values) + map * k : own_values;
-      select_largest(rows + channel * pitch, positions, k, values, indices, candidates, candidate_indices);
-      Value total = 0;
-      for (int64_t rank = 0; rank < k; ++rank) {
-        total += weight ? weight[rank] * values[rank] : values[rank];
-        if (op.narrow_indices) {
-          static_cast<int16_t*>(op.indices)[map * k + rank] = static_cast<int16_t>(indices[rank]);
-        } else {
-          static_cast<int32_t*>(op.indices)[map * k + rank] = indices[rank];
-        }
-      }
-      static_cast<T*>(op.output)[map] = from_float<T>(total / static_cast<Value>(k));
+    const int64_t first = tile.sample * op.layout.channels + tile.channel;
+    Value* values = op.values ? static_cast<Value*>(op.values) + first * k : own_values;
+    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
+      const int64_t left = tile.channels - channel;
+      select_of_maps(rows + channel * pitch, pitch, left < kLanes ? left : kLanes, positions, k, values + channel * k,
+                     indices + channel * k);
+    }
+    for (int64_t channel = 0; channel < tile.channels; ++channel)
+      static_cast<T*>(op.output)[first + channel] =
+          from_float<T>(weighted_mean(values + channel * k, static_cast<const Value*>(op.weight), k));
+    if (op.narrow_indices) {
+      auto* to = static_cast<int16_t*>(op.indices) + first * k;
+      for (int64_t i = 0; i < tile.channels * k; ++i) to[i] = static_cast<int16_t>(indices[i]);
+    } else {
+      std::memcpy(static_cast<int32_t*>(op.indices) + first * k, indices, tile.channels * k * 4);
     }
   }
 }
@@ -218,7 +284,8 @@ FGVC_INLINE void scatter_tiles(const GlobalKMaxPoolBackward& op, int64_t begin, 
     const Tile tile = tile_at(layout, number);
     T* base = static_cast<T*>(op.grad_features) + layout.offset(tile.sample, tile.channel);
     if (layout.map_is_contiguous()) {
-      for (int64_t c = 0; c < tile.channels; ++c) std::memset(base + c * layout.stride[1], 0, layout.positions() * sizeof(T));
+      for (int64_t c = 0; c < tile.channels; ++c)
+        std::memset(base + c * layout.stride[1], 0, layout.positions() * sizeof(T));
     } else {
       for (int64_t y = 0; y < layout.height; ++y)
         for (int64_t x = 0; x < layout.width; ++x) {

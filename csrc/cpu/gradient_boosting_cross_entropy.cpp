@@ -21,9 +21,10 @@ int64_t check_labels(const Tensor& target, int64_t classes, int64_t ignore_index
   for (int64_t row = 0; row < target.numel(); ++row) {
     if (labels[row] == ignore_index) continue;
     if (labels[row] < 0 || labels[row] >= classes)  // std::out_of_range reaches Python as IndexError
-      throw std::out_of_range("gradient_boosting_cross_entropy: target[" + std::to_string(row) + "] = " +
-                              std::to_string(labels[row]) + " is not in [0, " + std::to_string(classes) + "), the range of " +
-                              std::to_string(classes) + " classes, nor ignore_index = " + std::to_string(ignore_index));
+      throw std::out_of_range("gradient_boosting_cross_entropy: target[" + std::to_string(row) +
+                              "] = " + std::to_string(labels[row]) + " is not in [0, " + std::to_string(classes) +
+                              "), the range of " + std::to_string(classes) +
+                              " classes, nor ignore_index = " + std::to_string(ignore_index));
     ++used;
   }
   return used;
@@ -44,12 +45,22 @@ GradientBoosting arguments(const Tensor& scores, const Tensor& target, int64_t k
   STD_TORCH_CHECK(scores.dim() == 2 && scores.size(1) > 0, "scores must have shape [N,C] with C of at least 1");
   STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == scores.size(0) && target.scalar_type() == ScalarType::Long,
                   "target must be int64 [", scores.size(0), "]");
-  return {dtype_of(scores), scores.size(1), scores.stride(0), scores.stride(1), scores.const_data_ptr(),
-          target.const_data_ptr<int64_t>(), k, ignore_index, nullptr, nullptr, nullptr};
+  return {dtype_of(scores),
+          scores.size(1),
+          scores.stride(0),
+          scores.stride(1),
+          scores.const_data_ptr(),
+          target.const_data_ptr<int64_t>(),
+          k,
+          ignore_index,
+          nullptr,
+          nullptr,
+          nullptr};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gradient_boosting_cross_entropy(
-    const Tensor& scores, const Tensor& target, int64_t k, int64_t reduction, int64_t ignore_index) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gradient_boosting_cross_entropy(const Tensor& scores, const Tensor& target,
+                                                                           int64_t k, int64_t reduction,
+                                                                           int64_t ignore_index) {
   const Tensor labels = as_dense(target);
   GradientBoosting op = arguments(scores, labels, k, ignore_index);
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
@@ -79,8 +90,12 @@ Tensor gradient_boosting_cross_entropy_backward(const Tensor& grad, const Tensor
   GradientBoosting forward = arguments(scores, labels, 1, ignore_index);
   forward.log_sum = log_sum.data_ptr();
   forward.threshold = threshold.data_ptr();
-  const GradientBoostingBackward op{forward,           dense_grad.const_data_ptr(),   grad.dim() == 1,
-                                    scale.const_data_ptr(), grad_scores.mutable_data_ptr(), grad_scores.stride(0),
+  const GradientBoostingBackward op{forward,
+                                    dense_grad.const_data_ptr(),
+                                    grad.dim() == 1,
+                                    scale.const_data_ptr(),
+                                    grad_scores.mutable_data_ptr(),
+                                    grad_scores.stride(0),
                                     grad_scores.stride(1)};
   parallel_for(0, scores.size(0), rows_per_task(forward.classes), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());

@@ -49,27 +49,84 @@ FGVC_INLINE void for_each_above(const double* values, int64_t size, Bound bound,
     if (values[i] > bound()) take(i);
 }
 
-// t_k, eq. 10: the k-th highest negative. −inf, which keeps all, where there are no more than k, or where a NaN makes the
-// loss NaN anyway.
+// Rows of up to this many classes are searched bit by bit, longer ones with a heap.
+constexpr int64_t kBitwiseClasses = 1024;
+
+// Integers in the order of the values; −0 and +0 share one. An involution but for the zeros.
+FGVC_INLINE Ints ordered_keys(Floats x) {
+  const Ints bits = reinterpret_cast<Ints>(x + 0.f);
+  return bits ^ ((bits >> 31) & 0x7FFFFFFF);
+}
+
+// The largest value that at least k others but the label's reach, found from the highest bit down: no branch depends on
+// a score. `keys` has room for the row in whole vectors.
+static __attribute__((noinline)) float kth_negative_bitwise(const float* scores, int64_t classes, int64_t label,
+                                                            int64_t k, int32_t* keys) {
+  const int32_t lowest = INT32_MIN;
+  for (int64_t i = 0; i < classes; i += kLanes)
+    store(keys + i, ordered_keys(load_within(scores, i, classes, -__builtin_nanf(""))));  // −NaN is below −inf
+  keys[label] = lowest;
+  uint32_t found = static_cast<uint32_t>(lowest);
+  for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+    const Ints candidate = Ints{} + static_cast<int32_t>(found + bit);
+    int64_t reach = 0;
+    for (int64_t i = 0; i < classes; i += kLanes) {
+      Ints key;
+      std::memcpy(&key, keys + i, sizeof(key));
+      reach += __builtin_popcount(not_less_bits(key, candidate));
+    }
+    if (reach >= k) found += bit;
+  }
+  const int32_t bits = static_cast<int32_t>(found);
+  return bit_cast<float>(bits ^ ((bits >> 31) & 0x7FFFFFFF));
+}
+
 template <class Value>
-FGVC_INLINE Value kth_negative(const Value* scores, int64_t classes, int64_t label, int64_t k, Value* heap) {
-  const Value lowest = -static_cast<Value>(__builtin_inf());
-  Value total = 0;
-  for (int64_t i = 0; i < classes; ++i) total += scores[i] - scores[i];  // 0, or NaN for NaN and infinities
-  if (k >= classes - 1) return lowest;
-  if (total != total)
-    for (int64_t i = 0; i < classes; ++i)
-      if (scores[i] != scores[i]) return lowest;
-  for (int64_t i = 0; i < k; ++i) heap[i] = lowest;
-  for_each_above(scores, classes, [&] { return heap[0]; },
-                 [&](int64_t i) {
-                   if (i != label) replace_smallest(heap, k, scores[i]);
-                 });
+static __attribute__((noinline)) Value kth_negative_with_heap(const Value* scores, int64_t classes, int64_t label,
+                                                              int64_t k, Value* heap) {
+  for (int64_t i = 0; i < k; ++i) heap[i] = -static_cast<Value>(__builtin_inff());
+  for_each_above(
+      scores, classes, [&] { return heap[0]; },
+      [&](int64_t i) {
+        if (i != label) replace_smallest(heap, k, scores[i]);
+      });
   return heap[0];
 }
 
+// t_k, eq. 10: the k-th highest negative, for k < classes − 1 and no NaN.
+template <class Value>
+FGVC_INLINE Value kth_negative(const Value* scores, int64_t classes, int64_t label, int64_t k, Value* workspace) {
+  if constexpr (sizeof(Value) == 4) {
+    if (classes <= kBitwiseClasses)
+      return kth_negative_bitwise(scores, classes, label, k, reinterpret_cast<int32_t*>(workspace));
+  }
+  return kth_negative_with_heap(scores, classes, label, k, workspace);
+}
+
+// The highest score, or NaN where there is one.
+FGVC_INLINE float highest_score(const float* scores, int64_t classes) {
+  Floats highest = broadcast(-__builtin_inff());
+  uint32_t nan = 0;
+  for (int64_t i = 0; i < classes; i += kLanes) {
+    const Floats x = load_within(scores, i, classes, -__builtin_inff());
+    nan |= unordered_bits(x);
+    highest = maximum(x, highest);
+  }
+  float lane[kLanes];
+  store(lane, highest);
+  for (int i = 1; i < kLanes; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+  return nan ? __builtin_nanf("") : lane[0];
+}
+FGVC_INLINE double highest_score(const double* scores, int64_t classes) {
+  double highest = scores[0];
+  for (int64_t i = 1; i < classes; ++i) highest = scores[i] > highest || scores[i] != scores[i] ? scores[i] : highest;
+  for (int64_t i = 0; i < classes; ++i) highest = scores[i] != scores[i] ? scores[i] : highest;
+  return highest;
+}
+
 // Σ exp(s − shift) over the label and what is not below the threshold.
-FGVC_INLINE float sum_of_exponentials(const float* scores, int64_t classes, int64_t label, float threshold, float shift) {
+static __attribute__((noinline)) float sum_of_exponentials(const float* scores, int64_t classes, int64_t label,
+                                                           float threshold, float shift) {
   Floats total = {};
   for (int64_t i = 0; i < classes; i += kLanes) {
     const int64_t left = classes - i;
@@ -80,7 +137,8 @@ FGVC_INLINE float sum_of_exponentials(const float* scores, int64_t classes, int6
   }
   return sum(total);
 }
-FGVC_INLINE double sum_of_exponentials(const double* scores, int64_t classes, int64_t label, double threshold, double shift) {
+FGVC_INLINE double sum_of_exponentials(const double* scores, int64_t classes, int64_t label, double threshold,
+                                       double shift) {
   double total = 0;
   for (int64_t i = 0; i < classes; ++i)
     if (!(scores[i] < threshold) || i == label) total += std::exp(scores[i] - shift);
@@ -91,15 +149,16 @@ template <class T>
 FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_t end, void* scratch) {
   using Value = Accumulation<T>;
   auto* row_scratch = static_cast<Value*>(scratch);
-  auto* heap = row_scratch + row_pitch(op.classes);
+  auto* workspace = row_scratch + row_pitch(op.classes);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t label = op.target[row];
     Value loss = 0, log_sum = 0, threshold = 0;
     if (label != op.ignore_index && label >= 0 && label < op.classes) {
       const Value* scores = score_row<T>(op, row, row_scratch);
-      threshold = kth_negative(scores, op.classes, label, op.k, heap);
-      Value highest = scores[label];
-      for (int64_t i = 0; i < op.classes; ++i) highest = scores[i] > highest ? scores[i] : highest;
+      const Value highest = highest_score(scores, op.classes);
+      // Nothing is below −inf: all is kept, also where a NaN makes the loss NaN anyway.
+      threshold = op.k < op.classes - 1 && highest == highest ? kth_negative(scores, op.classes, label, op.k, workspace)
+                                                              : -static_cast<Value>(__builtin_inff());
       log_sum = highest + std::log(sum_of_exponentials(scores, op.classes, label, threshold, highest));
       loss = log_sum - scores[label];
     }
@@ -110,7 +169,8 @@ FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_
 }
 
 // Eq. 14: factor · softmax over the label and what is not below the threshold, zero elsewhere.
-FGVC_INLINE void softmax_gradient(const float* scores, int64_t classes, float threshold, float log_sum, float factor, float* to) {
+static __attribute__((noinline)) void softmax_gradient(const float* scores, int64_t classes, float threshold,
+                                                       float log_sum, float factor, float* to) {
   for (int64_t i = 0; i < classes; i += kLanes) {
     const int64_t left = classes - i;
     const Floats x = left >= kLanes ? load(scores + i) : load_partial(scores + i, left, 0.f);
@@ -123,7 +183,8 @@ FGVC_INLINE void softmax_gradient(const float* scores, int64_t classes, float th
     }
   }
 }
-FGVC_INLINE void softmax_gradient(const double* scores, int64_t classes, double threshold, double log_sum, double factor, double* to) {
+FGVC_INLINE void softmax_gradient(const double* scores, int64_t classes, double threshold, double log_sum,
+                                  double factor, double* to) {
   for (int64_t i = 0; i < classes; ++i) to[i] = scores[i] < threshold ? 0. : std::exp(scores[i] - log_sum) * factor;
 }
 
@@ -143,8 +204,10 @@ FGVC_INLINE void boosting_rows_backward(const GradientBoostingBackward& op, int6
     } else {
       const Value* scores = score_row<T>(forward, row, row_scratch);
       const Value log_sum = static_cast<const Value*>(forward.log_sum)[row];
-      const Value factor = static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * *static_cast<const Value*>(op.scale);
-      softmax_gradient(scores, forward.classes, static_cast<const Value*>(forward.threshold)[row], log_sum, factor, grads);
+      const Value factor =
+          static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * *static_cast<const Value*>(op.scale);
+      softmax_gradient(scores, forward.classes, static_cast<const Value*>(forward.threshold)[row], log_sum, factor,
+                       grads);
       grads[label] = (std::exp(scores[label] - log_sum) - 1) * factor;
     }
     if (!in_place)
@@ -155,7 +218,8 @@ FGVC_INLINE void boosting_rows_backward(const GradientBoostingBackward& op, int6
 void gradient_boosting_cross_entropy(const GradientBoosting& op, int64_t begin, int64_t end, void* scratch) {
   FGVC_SWITCH_DTYPE(op.dtype, boosting_rows<T>(op, begin, end, scratch));
 }
-void gradient_boosting_cross_entropy_backward(const GradientBoostingBackward& op, int64_t begin, int64_t end, void* scratch) {
+void gradient_boosting_cross_entropy_backward(const GradientBoostingBackward& op, int64_t begin, int64_t end,
+                                              void* scratch) {
   FGVC_SWITCH_DTYPE(op.forward.dtype, boosting_rows_backward<T>(op, begin, end, scratch));
 }
 

@@ -13,7 +13,8 @@ struct Kernels {
   void (*diversify)(const Diversify&, int64_t begin, int64_t end, void* scratch);
   void (*spread_bits)(const SpreadBits&, int64_t begin, int64_t end);
   void (*gradient_boosting_cross_entropy)(const GradientBoosting&, int64_t begin, int64_t end, void* scratch);
-  void (*gradient_boosting_cross_entropy_backward)(const GradientBoostingBackward&, int64_t begin, int64_t end, void* scratch);
+  void (*gradient_boosting_cross_entropy_backward)(const GradientBoostingBackward&, int64_t begin, int64_t end,
+                                                   void* scratch);
   void (*global_k_max_pool)(const GlobalKMaxPool&, int64_t begin, int64_t end, void* scratch);
   void (*global_k_max_pool_backward)(const GlobalKMaxPoolBackward&, int64_t begin, int64_t end);
   void (*global_k_max_pool_weight_grad)(const GlobalKMaxPoolWeightGrad&, int64_t begin, int64_t end);

@@ -22,7 +22,8 @@ FGVC_INLINE Tile tile_at(const Layout4& layout, int64_t number) {
 
 // Interleaved channels (channels_last and the like): kLanes positions × kLanes channels at a time through registers.
 template <class T>
-FGVC_INLINE void gather_interleaved(const T* base, const Layout4& layout, int64_t channels, float* rows) {
+static __attribute__((noinline)) void gather_interleaved(const T* base, const Layout4& layout, int64_t channels,
+                                                         float* rows) {
   const int64_t positions = layout.positions(), pitch = row_pitch(positions);
   int64_t y = 0, x = 0;
   for (int64_t position = 0; position < positions; position += kLanes) {
@@ -47,7 +48,8 @@ FGVC_INLINE void gather_interleaved(const T* base, const Layout4& layout, int64_
 }
 
 template <class T, class Value>
-FGVC_INLINE void gather_strided(const T* base, const Layout4& layout, int64_t channels, Value* rows) {
+static __attribute__((noinline)) void gather_strided(const T* base, const Layout4& layout, int64_t channels,
+                                                     Value* rows) {
   const int64_t pitch = row_pitch(layout.positions());
   for (int64_t channel = 0; channel < channels; ++channel)
     for (int64_t y = 0; y < layout.height; ++y)
@@ -59,7 +61,8 @@ FGVC_INLINE void gather_strided(const T* base, const Layout4& layout, int64_t ch
 // Rows of the tile's maps; `pitch` apart. In place where the memory already is that, else in `scratch`
 // (kTile × row_pitch values).
 template <class T, class Value>
-FGVC_INLINE const Value* tile_rows(const T* data, const Layout4& layout, const Tile& tile, Value* scratch, int64_t& pitch) {
+FGVC_INLINE const Value* tile_rows(const T* data, const Layout4& layout, const Tile& tile, Value* scratch,
+                                   int64_t& pitch) {
   const T* base = data + layout.offset(tile.sample, tile.channel);
   if constexpr (sizeof(T) == sizeof(Value)) {
     if (layout.map_is_contiguous()) {

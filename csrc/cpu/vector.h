@@ -28,6 +28,8 @@ typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint64_t WideWords __attribute__((vector_size(4 * kLanes)));
 
+constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
+
 FGVC_INLINE Floats broadcast(float x) { return x - Floats{}; }  // minus, because −0 + 0 loses the sign
 FGVC_INLINE Ints lane_numbers() {
   Ints lanes;
@@ -69,6 +71,13 @@ FGVC_INLINE Floats load_partial(const T* from, int64_t count, float fill) {
   return x;
 }
 
+// The vector at from + offset of an array of `size` values, `fill` beyond its end.
+FGVC_INLINE Floats load_within(const float* from, int64_t offset, int64_t size, float fill) {
+  return offset + kLanes <= size ? load(from + offset)
+         : offset < size         ? load_partial(from + offset, size - offset, fill)
+                                 : broadcast(fill);
+}
+
 template <class Vector>
 FGVC_INLINE void store(void* to, Vector x) {
   std::memcpy(to, &x, sizeof(x));
@@ -78,7 +87,7 @@ FGVC_INLINE void store_partial(void* to, Vector x, int64_t count) {
   std::memcpy(to, &x, count * 4);
 }
 
-// b where a is NaN; neither operand may be NaN for a result that does not depend on the order.
+// b where a is NaN: maximum(x, so_far) passes NaN over.
 FGVC_INLINE Floats maximum(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return _mm512_max_ps(a, b);
@@ -86,6 +95,16 @@ FGVC_INLINE Floats maximum(Floats a, Floats b) {
   return _mm256_max_ps(a, b);
 #else
   return a > b ? a : b;
+#endif
+}
+
+FGVC_INLINE Floats minimum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
 #endif
 }
 
@@ -105,14 +124,18 @@ FGVC_INLINE uint32_t lane_bits(Ints mask) {
 }
 #if defined(__AVX512F__)  // straight into a mask register: through lane_bits GCC would make a vector first
 FGVC_INLINE uint32_t greater_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-FGVC_INLINE uint32_t not_less_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 FGVC_INLINE uint32_t equal_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 FGVC_INLINE uint32_t less_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+FGVC_INLINE uint32_t unordered_bits(Floats a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+FGVC_INLINE uint32_t not_less_bits(Ints a, Ints b) {
+  return _mm512_cmp_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b), _MM_CMPINT_NLT);
+}
 #else
 FGVC_INLINE uint32_t greater_bits(Floats a, Floats b) { return lane_bits(a > b); }
-FGVC_INLINE uint32_t not_less_bits(Floats a, Floats b) { return lane_bits(a >= b); }
 FGVC_INLINE uint32_t equal_bits(Floats a, Floats b) { return lane_bits(a == b); }
 FGVC_INLINE uint32_t less_bits(Floats a, Floats b) { return lane_bits(a < b); }
+FGVC_INLINE uint32_t unordered_bits(Floats a) { return lane_bits(a != a); }
+FGVC_INLINE uint32_t not_less_bits(Ints a, Ints b) { return lane_bits(a >= b); }
 #endif
 
 // a where the lane's bit is set, else b.
@@ -141,23 +164,18 @@ FGVC_INLINE void compress_store(void* to, uint32_t bits, Vector x) {
 
 // Sums the lanes by halves: the same order on every run.
 FGVC_INLINE float sum(Floats x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(x);
+#else
   float lane[kLanes];
   store(lane, x);
   for (int width = kLanes / 2; width; width /= 2)
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   return lane[0];
-}
-FGVC_INLINE float largest(Floats x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps(x);
-#else
-  float m = x[0];
-  for (int i = 1; i < kLanes; ++i) m = x[i] > m ? x[i] : m;
-  return m;
 #endif
 }
 
-FGVC_INLINE Floats round_to_int(Floats x) {  // |x| < 2^22
+FGVC_INLINE Floats round_to_int(Floats x) {    // |x| < 2^22
   const Floats shift = broadcast(12582912.f);  // 1.5 · 2^23: the sum has no room for a fraction
   return (x + shift) - shift;
 }

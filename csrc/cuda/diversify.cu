@@ -1,4 +1,5 @@
 #include "diversify.cuh"
+#include "launch.cuh"
 
 namespace fgvc_ext {
 namespace {
@@ -38,14 +39,22 @@ std::tuple<Tensor, Tensor> diversify(const Tensor& maps, const Tensor& seed, int
   Tensor scores = empty(maps, {layout.samples, layout.channels});
   Tensor bits = empty(maps, {layout.samples, layout.channels, (layout.positions() + 7) / 8}, ScalarType::Byte);
   const Tensor dense_seed = as_dense(seed);
-  const Diversify op{dtype_of(maps), layout, maps.const_data_ptr(), dense_seed.const_data_ptr<int64_t>(), seed.dim() == 1,
-                     static_cast<uint64_t>(peak_threshold), static_cast<uint64_t>(patch_threshold), patch_size, alpha,
-                     scores.mutable_data_ptr(), bits.mutable_data_ptr<uint8_t>()};
+  const Diversify op{dtype_of(maps),
+                     layout,
+                     maps.const_data_ptr(),
+                     dense_seed.const_data_ptr<int64_t>(),
+                     seed.dim() == 1,
+                     static_cast<uint64_t>(peak_threshold),
+                     static_cast<uint64_t>(patch_threshold),
+                     patch_size,
+                     alpha,
+                     scores.mutable_data_ptr(),
+                     bits.mutable_data_ptr<uint8_t>()};
   const int64_t calls = ceil_divide(1 + op.patch_rows() * op.patch_columns(), 4), drawn = calls * kMapsPerBlock;
   const bool draws_fit = drawn <= kSharedBytes;
-  FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(pool_kernel<T>(chunk_size<T>(op.maps, layout)),
-                                          ceil_divide(layout.maps(), kMapsPerBlock), kMapsPerBlock * kWarp,
-                                          draws_fit ? drawn : 0, op, calls, draws_fit));
+  FGVC_SWITCH_CUDA_DTYPE(
+      op.dtype, launch(pool_kernel<T>(chunk_size<T>(op.maps, layout)), ceil_divide(layout.maps(), kMapsPerBlock),
+                       kMapsPerBlock * kWarp, draws_fit ? drawn : 0, op, calls, draws_fit));
   return {scores, bits};
 }
 
@@ -57,8 +66,9 @@ Tensor diversify_backward(const Tensor& grad, const Tensor& bits, double alpha, 
   Tensor maps = empty_strided(grad, size, stride);
   const Tensor dense_grad = as_dense(grad);
   const Layout4 layout = layout_of(maps);
-  const SpreadBits op{dtype_of(grad), layout, dense_grad.const_data_ptr(), bits.const_data_ptr<uint8_t>(), alpha,
-                      maps.mutable_data_ptr()};
+  const SpreadBits op{
+      dtype_of(grad),         layout, dense_grad.const_data_ptr(), bits.const_data_ptr<uint8_t>(), alpha,
+      maps.mutable_data_ptr()};
   const int64_t threads = spread_threads(layout);
   FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(gradient_kernel<T>(chunk_size<T>(op.output, layout)),
                                           ceil_divide(threads, kSpreadThreads), kSpreadThreads, 0, op, threads));
@@ -70,7 +80,8 @@ Tensor suppression_mask(const Tensor& maps, const Tensor& seed, int64_t peak_thr
   const Tensor bits = std::get<1>(diversify(maps, seed, peak_threshold, patch_threshold, patch_size, 1.));
   const Launcher launch(maps);
   Tensor mask = torch::stable::to(torch::stable::empty_like(maps), ScalarType::Bool);
-  const SpreadBits op{Dtype::float32, layout_of(mask), nullptr, bits.const_data_ptr<uint8_t>(), 0., mask.mutable_data_ptr()};
+  const SpreadBits op{Dtype::float32,         layout_of(mask), nullptr, bits.const_data_ptr<uint8_t>(), 0.,
+                      mask.mutable_data_ptr()};
   const int64_t threads = spread_threads(op.layout);
   launch(spread_mask, ceil_divide(threads, kSpreadThreads), kSpreadThreads, 0, op, threads);
   return mask;

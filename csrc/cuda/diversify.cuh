@@ -5,12 +5,10 @@
 #include "../common/arguments.h"
 #include "../common/philox.h"
 #include "elements.cuh"
-#include "launch.cuh"
 #include "reduction.cuh"
 
 namespace fgvc_ext::cuda {
 
-constexpr int kMapsPerBlock = 8;
 constexpr int kByte = 8;  // positions of one byte of the mask
 
 // Which draws of one map hide: four bits for every Philox call.
@@ -96,7 +94,8 @@ __global__ void __launch_bounds__(kMapsPerBlock* kWarp) suppress_and_pool(Divers
       const int64_t position = byte * kByte + i;
       if (position >= positions) break;
       const int64_t row = position / op.layout.width, column = position - row * op.layout.width;
-      const bool hide = x[i] == peak ? hide_peaks : draws.hides(1 + row / op.patch_size * columns + column / op.patch_size);
+      const bool hide =
+          x[i] == peak ? hide_peaks : draws.hides(1 + row / op.patch_size * columns + column / op.patch_size);
       (hide ? hidden : visible) += x[i];
       suppressed |= static_cast<unsigned>(hide) << i;
     }
@@ -106,9 +105,10 @@ __global__ void __launch_bounds__(kMapsPerBlock* kWarp) suppress_and_pool(Divers
   if (lane == 0) static_cast<T*>(op.scores)[map] = narrow<T>(total / static_cast<Value>(positions));
 }
 
-// A thread writes the eight positions of one byte. Neighbouring threads take neighbouring memory: bytes of a map where maps
-// are contiguous, else channels.
-__device__ inline void spread_byte(const SpreadBits& op, int64_t thread, int64_t& map, int64_t& first, unsigned& suppressed) {
+// A thread writes the eight positions of one byte. Neighbouring threads take neighbouring memory: bytes of a map where
+// maps are contiguous, else channels.
+__device__ inline void spread_byte(const SpreadBits& op, int64_t thread, int64_t& map, int64_t& first,
+                                   unsigned& suppressed) {
   const int64_t bytes = (op.layout.positions() + kByte - 1) / kByte, channels = op.layout.channels;
   int64_t byte;
   if (op.layout.map_is_contiguous()) {

@@ -10,7 +10,22 @@
 #include "../common/dtype.h"
 #include "../common/layout.h"
 
+#ifndef FGVC_EXT_EMULATE_CUDA
+namespace fgvc_ext {
+
+// The block's dynamic shared memory, as many bytes as the launch asked for.
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+}  // namespace fgvc_ext
+#endif
+
 namespace fgvc_ext::cuda {
+
+constexpr int kMapsPerBlock = 8;  // a warp a map; neighbouring channels share the sectors of a channels_last tensor
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
@@ -36,7 +51,8 @@ struct alignas(sizeof(T) * Count) Chunk {
   T element[Count];
 };
 
-// How many elements one access may move: 16 bytes where maps and their memory are aligned to it, else 8, else one element.
+// How many elements one access may move: 16 bytes where maps and their memory are aligned to it, else 8, else one
+// element.
 template <class T>
 int chunk_size(const void* data, const Layout4& layout) {
   if (!layout.map_is_contiguous()) return 1;

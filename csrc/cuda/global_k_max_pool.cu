@@ -36,8 +36,8 @@ auto scatter_kernel(int elements) {
   return elements == 2 ? scatter_gradient<T, 2> : scatter_gradient<T, 1>;
 }
 
-std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(
-    const Tensor& features, int64_t k, const std::optional<Tensor>& weight, bool keep_values) {
+std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int64_t k,
+                                                     const std::optional<Tensor>& weight, bool keep_values) {
   const Layout4 layout = layout_of(features);
   STD_TORCH_CHECK(k >= 1 && k <= layout.positions(), "k must be in [1, H*W = ", layout.positions(), "], got ", k);
   STD_TORCH_CHECK(!weight || weight->numel() == k, "weight must have shape [", k, "]");
@@ -48,8 +48,14 @@ std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(
   Tensor indices = empty(features, {layout.samples, layout.channels, k}, narrow ? ScalarType::Short : ScalarType::Int);
   Tensor values = empty(features, {layout.samples, layout.channels, keep_values ? k : 0}, accumulation(features));
   const auto weights = as_accumulation(weight, features);
-  const GlobalKMaxPool op{dtype_of(features), layout, k, features.const_data_ptr(), data_or_null(weights),
-                          output.mutable_data_ptr(), indices.mutable_data_ptr(), narrow,
+  const GlobalKMaxPool op{dtype_of(features),
+                          layout,
+                          k,
+                          features.const_data_ptr(),
+                          data_or_null(weights),
+                          output.mutable_data_ptr(),
+                          indices.mutable_data_ptr(),
+                          narrow,
                           keep_values ? values.mutable_data_ptr() : nullptr};
   FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(pool_kernel<T>(k, chunk_size<T>(op.features, layout)), blocks_of(layout),
                                           kMapsPerBlock * kWarp, 0, op));
@@ -61,31 +67,37 @@ Tensor weight_grad(const Launcher& launch, const Tensor& grad, const Tensor& val
   using Value = Accumulation<T>;
   const int64_t k = values.size(2), maps = grad.numel(), chunks = ceil_divide(maps, kMapsPerChunk);
   Tensor sums = empty(values, {chunks, k}), total = empty(values, {k});
-  const GlobalKMaxPoolWeightGrad op{dtype_of(grad), k, grad.const_data_ptr(), values.const_data_ptr(), sums.mutable_data_ptr()};
+  const GlobalKMaxPoolWeightGrad op{dtype_of(grad), k, grad.const_data_ptr(), values.const_data_ptr(),
+                                    sums.mutable_data_ptr()};
   launch(sum_weight_gradient<T>, chunks, kWeightThreads, 0, op, maps);
-  launch(sum_chunks<Value>, k, kWeightThreads, 0, sums.const_data_ptr<Value>(), total.mutable_data_ptr<Value>(), chunks, k);
+  launch(sum_chunks<Value>, k, kWeightThreads, 0, sums.const_data_ptr<Value>(), total.mutable_data_ptr<Value>(), chunks,
+         k);
   return total;
 }
 
-std::tuple<Tensor, Tensor> global_k_max_pool_backward(
-    const Tensor& grad, const Tensor& indices, const Tensor& values, const std::optional<Tensor>& weight,
-    std::vector<int64_t> size, std::vector<int64_t> stride, bool grad_features, bool grad_weight) {
+std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const Tensor& indices,
+                                                      const std::optional<Tensor>& values,
+                                                      const std::optional<Tensor>& weight, std::vector<int64_t> size,
+                                                      std::vector<int64_t> stride, bool grad_features,
+                                                      bool grad_weight) {
   const Launcher launch(grad);
   const Tensor dense_grad = as_dense(grad);
   Tensor features = grad_features ? empty_strided(grad, size, stride) : empty(grad, {0});
   if (grad_features) {
     const Layout4 layout = layout_of(features);
     const auto weights = as_accumulation(weight, grad);
-    const GlobalKMaxPoolBackward op{dtype_of(grad), layout, indices.size(2), dense_grad.const_data_ptr(),
-                                    indices.const_data_ptr(), narrow_indices(layout), data_or_null(weights),
-                                    features.mutable_data_ptr()};
-    FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(scatter_kernel<T>(chunk_size<T>(op.grad_features, layout)), blocks_of(layout),
-                                            kMapsPerBlock * kWarp, 0, op));
+    const GlobalKMaxPoolBackward op{dtype_of(grad),           layout,
+                                    indices.size(2),          dense_grad.const_data_ptr(),
+                                    indices.const_data_ptr(), narrow_indices(layout),
+                                    data_or_null(weights),    features.mutable_data_ptr()};
+    FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(scatter_kernel<T>(chunk_size<T>(op.grad_features, layout)),
+                                            blocks_of(layout), kMapsPerBlock * kWarp, 0, op));
   }
   if (!grad_weight) return {features, empty(grad, {0})};
   Tensor total;
-  FGVC_SWITCH_CUDA_DTYPE(dtype_of(grad), total = weight_grad<T>(launch, dense_grad, values));
-  return {features, weight->scalar_type() == total.scalar_type() ? total : torch::stable::to(total, weight->scalar_type())};
+  FGVC_SWITCH_CUDA_DTYPE(dtype_of(grad), total = weight_grad<T>(launch, dense_grad, *values));
+  return {features,
+          weight->scalar_type() == total.scalar_type() ? total : torch::stable::to(total, weight->scalar_type())};
 }
 
 }  // namespace

@@ -8,8 +8,7 @@
 
 namespace fgvc_ext::cuda {
 
-constexpr int kMapsPerBlock = 8;  // neighbouring channels: their warps share the sectors of a channels_last tensor
-constexpr int kListLimit = 16;    // larger k take the best of the rest, k times
+constexpr int kListLimit = 16;  // larger k take the best of the rest, k times
 
 // A value and where it stands: larger first, NaN the largest, among equals the lower index.
 template <class Value>
@@ -147,7 +146,8 @@ __global__ void __launch_bounds__(kMapsPerBlock* kWarp) scatter_gradient(GlobalK
   const Value share = widen(static_cast<const T*>(op.grad)[map]) / static_cast<Value>(op.k);
   for (int64_t rank = lane; rank < op.k; rank += kWarp) {
     const int64_t at = map * op.k + rank;
-    const int64_t index = op.narrow_indices ? static_cast<const int16_t*>(op.indices)[at] : static_cast<const int32_t*>(op.indices)[at];
+    const int64_t index =
+        op.narrow_indices ? static_cast<const int16_t*>(op.indices)[at] : static_cast<const int32_t*>(op.indices)[at];
     memory[index] = narrow<T>(op.weight ? share * static_cast<const Value*>(op.weight)[rank] : share);
   }
 }
@@ -172,7 +172,8 @@ __global__ void __launch_bounds__(kWeightThreads) sum_weight_gradient(GlobalKMax
 
 // The second stage: a block a rank.
 template <class Value>
-__global__ void __launch_bounds__(kWeightThreads) sum_chunks(const Value* sums, Value* total, int64_t chunks, int64_t k) {
+__global__ void __launch_bounds__(kWeightThreads)
+    sum_chunks(const Value* sums, Value* total, int64_t chunks, int64_t k) {
   Value of_thread = 0;
   for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += kWeightThreads) of_thread += sums[chunk * k + blockIdx.x];
   of_thread = block_reduce<kWeightThreads>(of_thread, Sum());

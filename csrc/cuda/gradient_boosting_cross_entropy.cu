@@ -18,18 +18,29 @@ GradientBoosting arguments(const Tensor& scores, const Tensor& target, int64_t k
   STD_TORCH_CHECK(scores.dim() == 2 && scores.size(1) > 0, "scores must have shape [N,C] with C of at least 1");
   STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == scores.size(0) && target.scalar_type() == ScalarType::Long,
                   "target must be int64 [", scores.size(0), "]");
-  return {dtype_of(scores), scores.size(1), scores.stride(0), scores.stride(1), scores.const_data_ptr(),
-          target.const_data_ptr<int64_t>(), k, ignore_index, nullptr, nullptr, nullptr};
+  return {dtype_of(scores),
+          scores.size(1),
+          scores.stride(0),
+          scores.stride(1),
+          scores.const_data_ptr(),
+          target.const_data_ptr<int64_t>(),
+          k,
+          ignore_index,
+          nullptr,
+          nullptr,
+          nullptr};
 }
 
 template <class Value>
-void reduce(const Launcher& launch, const GradientBoosting& op, int64_t samples, int64_t reduction, Tensor& loss, Tensor& scale) {
+void reduce(const Launcher& launch, const GradientBoosting& op, int64_t samples, int64_t reduction, Tensor& loss,
+            Tensor& scale) {
   launch(reduce_losses<Value>, 1, kReduceThreads, 0, static_cast<const Value*>(op.losses), op.target, samples,
          op.ignore_index, reduction == kMean, loss.mutable_data_ptr<Value>(), scale.mutable_data_ptr<Value>());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gradient_boosting_cross_entropy(
-    const Tensor& scores, const Tensor& target, int64_t k, int64_t reduction, int64_t ignore_index) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gradient_boosting_cross_entropy(const Tensor& scores, const Tensor& target,
+                                                                           int64_t k, int64_t reduction,
+                                                                           int64_t ignore_index) {
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
   const Launcher launch(scores);
   const Tensor labels = as_dense(target);
@@ -60,8 +71,13 @@ Tensor gradient_boosting_cross_entropy_backward(const Tensor& grad, const Tensor
   GradientBoosting forward = arguments(scores, labels, 1, ignore_index);
   forward.log_sum = log_sum.data_ptr();
   forward.threshold = threshold.data_ptr();
-  const GradientBoostingBackward op{forward, dense_grad.const_data_ptr(), grad.dim() == 1, scale.const_data_ptr(),
-                                    grad_scores.mutable_data_ptr(), grad_scores.stride(0), grad_scores.stride(1)};
+  const GradientBoostingBackward op{forward,
+                                    dense_grad.const_data_ptr(),
+                                    grad.dim() == 1,
+                                    scale.const_data_ptr(),
+                                    grad_scores.mutable_data_ptr(),
+                                    grad_scores.stride(0),
+                                    grad_scores.stride(1)};
   FGVC_SWITCH_CUDA_DTYPE(forward.dtype, launch(boosted_gradient<T, 256>, scores.size(0), 256, 0, op));
   return grad_scores;
 }

@@ -76,8 +76,9 @@ constexpr int kReduceThreads = 256;
 
 // One block: the sum of the losses, or their mean over the samples that count; scale is what a row's gradient is times.
 template <class Value>
-__global__ void __launch_bounds__(kReduceThreads) reduce_losses(const Value* losses, const int64_t* target, int64_t samples,
-                                                              int64_t ignore_index, bool mean, Value* loss, Value* scale) {
+__global__ void __launch_bounds__(kReduceThreads)
+    reduce_losses(const Value* losses, const int64_t* target, int64_t samples, int64_t ignore_index, bool mean,
+                  Value* loss, Value* scale) {
   Value total = 0;
   int64_t used = 0;
   for (int64_t row = threadIdx.x; row < samples; row += kReduceThreads) {
@@ -101,7 +102,8 @@ __global__ void __launch_bounds__(Threads) boosted_gradient(GradientBoostingBack
   const bool ignored = label == forward.ignore_index;
   const Value log_sum = static_cast<const Value*>(forward.log_sum)[row];
   const Value threshold = static_cast<const Value*>(forward.threshold)[row];
-  const Value factor = static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * *static_cast<const Value*>(op.scale);
+  const Value factor =
+      static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * *static_cast<const Value*>(op.scale);
   for (int64_t i = threadIdx.x; i < forward.classes; i += Threads) {
     Value value = 0;
     if (!ignored) {

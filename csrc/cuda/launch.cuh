@@ -1,5 +1,6 @@
-// What the host side of every CUDA operator uses of the runtime. Under emulation (csrc/emulation) `launch`, `DeviceGuard`
-// and `current_stream` come from there, the operators are registered for CPU tensors, and no line of a kernel changes.
+// What the host side of every CUDA operator uses of the runtime. Under emulation (csrc/emulation) `launch`,
+// `DeviceGuard` and `current_stream` come from there, the operators are registered for CPU tensors, and no line of a
+// kernel changes.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,15 +27,10 @@ inline Stream current_stream(int32_t device) {
 
 // The only launch in the project: checked at once, so that an error names its kernel's call.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, Arguments&&... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(std::forward<Arguments>(arguments)...);
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+            Arguments&&... arguments) {
+  kernel<<<grid, block, shared_bytes, stream> > >(std::forward<Arguments>(arguments)...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-template <class T>
-__device__ T* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char memory[];
-  return reinterpret_cast<T*>(memory);
 }
 
 }  // namespace fgvc_ext
@@ -52,7 +48,8 @@ class Launcher {
   void operator()(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, Arguments&&... arguments) const {
     if (blocks == 0) return;
     STD_TORCH_CHECK(blocks <= 0x7FFFFFFF, "a launch of ", blocks, " blocks is more than CUDA allows");
-    launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), shared_bytes, stream_, std::forward<Arguments>(arguments)...);
+    launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), shared_bytes, stream_,
+           std::forward<Arguments>(arguments)...);
   }
 
  private:
@@ -65,12 +62,24 @@ inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace fgvc_ext
 
 // Runs `statement` with T as the storage type of `dtype`.
-#define FGVC_SWITCH_CUDA_DTYPE(dtype, statement)                            \
-  do {                                                                      \
-    switch (dtype) {                                                        \
-      case ::fgvc_ext::Dtype::float32: { using T = float; statement; } break;          \
-      case ::fgvc_ext::Dtype::float64: { using T = double; statement; } break;         \
-      case ::fgvc_ext::Dtype::bfloat16: { using T = __nv_bfloat16; statement; } break; \
-      case ::fgvc_ext::Dtype::float16: { using T = __half; statement; } break;         \
-    }                                                                       \
+#define FGVC_SWITCH_CUDA_DTYPE(dtype, statement) \
+  do {                                           \
+    switch (dtype) {                             \
+      case ::fgvc_ext::Dtype::float32: {         \
+        using T = float;                         \
+        statement;                               \
+      } break;                                   \
+      case ::fgvc_ext::Dtype::float64: {         \
+        using T = double;                        \
+        statement;                               \
+      } break;                                   \
+      case ::fgvc_ext::Dtype::bfloat16: {        \
+        using T = __nv_bfloat16;                 \
+        statement;                               \
+      } break;                                   \
+      case ::fgvc_ext::Dtype::float16: {         \
+        using T = __half;                        \
+        statement;                               \
+      } break;                                   \
+    }                                            \
   } while (0)

@@ -94,7 +94,6 @@ class Machine {
   }
 
   int lane() const { return static_cast<int>(running_ % 32); }
-  int poison() const { return schedule_.poison(); }
   void* dynamic_shared() const { return shared_.dynamic(); }
 
  private:

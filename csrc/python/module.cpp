@@ -17,7 +17,8 @@ namespace {
 
 std::vector<std::string> supported_instruction_sets() {
   std::vector<std::string> names;
-  while (const char* name = fgvc_ext_supported_instruction_set(static_cast<int>(names.size()))) names.emplace_back(name);
+  while (const char* name = fgvc_ext_supported_instruction_set(static_cast<int>(names.size())))
+    names.emplace_back(name);
   return names;
 }
 

@@ -16,9 +16,7 @@ class Diversification2d(nn.Module):
 
     last_seed: Tensor | None
 
-    def __init__(
-        self, p_peak: float = 0.5, p_patch: float = 0.5, patch_size: int = 3, alpha: float = 0.1
-    ) -> None:
+    def __init__(self, p_peak: float = 0.5, p_patch: float = 0.5, patch_size: int = 3, alpha: float = 0.1) -> None:
         super().__init__()
         self.p_peak, self.p_patch, self.patch_size, self.alpha = p_peak, p_patch, patch_size, alpha
         self.last_seed = None

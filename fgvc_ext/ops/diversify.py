@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._library import has_schemas, use_kernel
 from ..reference.diversify import hide_threshold
-from ._autograd import dense_strides, refuse_second_backward
+from ._autograd import call_backward, dense_strides
 from ._checks import check_int, check_probability, check_real, check_tensor, seed_tensor
 
 OP = "diversify"
@@ -34,7 +34,7 @@ def diversify(
         p_patch: probability that a patch is hidden (eq. 4). Likewise.
         patch_size: side G of the patches in positions; at the right and bottom edge they may be smaller. Likewise 3.
         alpha: factor of the suppressed positions (eq. 7). The paper uses 0.1.
-        seed: None (one is drawn from torch's generator of the device), an int, or int64 [] or [N] on the device of ``maps``.
+        seed: None (drawn from torch's generator of the device), an int, or int64 [] or [N] on the device of ``maps``.
 
     Returns:
         [N,C] scores in the dtype of ``maps``; sums in float32 (float64 for float64).
@@ -53,7 +53,7 @@ def diversify(
     if not use_kernel(maps):
         return reference.diversify(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha, seed=seed)
     peak, patch = hide_threshold(p_peak), hide_threshold(p_patch)
-    return torch.ops.fgvc_ext.diversify(maps, seed, peak, patch, patch_size, alpha)[0]
+    return _Diversify.apply(maps, seed, peak, patch, patch_size, alpha)
 
 
 def suppression_mask(
@@ -70,9 +70,9 @@ def suppression_mask(
     together (eq. 2). The map is cut into patches of ``patch_size`` × ``patch_size``; one draw a patch decides for its
     positions, peaks excepted (eq. 4, 5). A map with a NaN has no peaks; in a constant map every position is one.
 
-    The draws are words of Philox 4x32-10 with key = ``seed`` and counter = (draw // 4, class, sample, 1): draw 0 for the
-    peaks, draw 1 + p for patch p in row-major order. A seed [] numbers the samples of the call; a seed [N] keys each sample
-    on its own, whatever batch it stands in. The same bits on the CPU, on CUDA and in the reference.
+    The draws are words of Philox 4x32-10 with key = ``seed`` and counter = (draw // 4, class, sample, 1): draw 0 for
+    the peaks, draw 1 + p for patch p in row-major order. A seed [] numbers the samples of the call; a seed [N] keys
+    each sample on its own, whatever batch it stands in. The same bits on the CPU, on CUDA and in the reference.
 
     Arguments and errors: as :func:`diversify`. No gradient.
     """
@@ -84,7 +84,9 @@ def suppression_mask(
     return torch.ops.fgvc_ext.suppression_mask(maps, seed, hide_threshold(p_peak), hide_threshold(p_patch), patch_size)
 
 
-def _checked(op: str, maps: Tensor, p_peak: float, p_patch: float, patch_size: int, seed: int | Tensor | None) -> Tensor:
+def _checked(
+    op: str, maps: Tensor, p_peak: float, p_patch: float, patch_size: int, seed: int | Tensor | None
+) -> Tensor:
     check_tensor(op, "maps", maps, "[N,C,H,W]")
     if maps.shape[2] == 0 or maps.shape[3] == 0:
         raise ValueError(f"{op}: maps must have H and W of at least 1, got {list(maps.shape)}")
@@ -112,26 +114,26 @@ def _fake_mask(maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: in
     return torch.empty_like(maps, dtype=torch.bool)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    maps, *_, ctx.alpha = inputs
-    bits = output[1]
-    ctx.mark_non_differentiable(bits)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(bits)
-    ctx.size, ctx.stride = maps.shape, dense_strides(maps)
+class _Diversify(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: int, alpha: float) -> Tensor:
+        ctx.set_materialize_grads(False)
+        scores, bits = torch.ops.fgvc_ext.diversify(maps, seed, peak, patch, patch_size, alpha)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(bits)
+            ctx.alpha, ctx.size, ctx.stride = alpha, maps.shape, dense_strides(maps)
+        return scores
 
-
-def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 6
-    (bits,) = ctx.saved_tensors
-    maps = torch.ops.fgvc_ext.diversify_backward(grad, bits, ctx.alpha, ctx.size, ctx.stride)
-    return maps, None, None, None, None, None
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        (bits,) = ctx.saved_tensors
+        backward = torch.ops.fgvc_ext.diversify_backward
+        return call_backward(OP, backward, grad, bits, ctx.alpha, ctx.size, ctx.stride), None, None, None, None, None
 
 
 if has_schemas():
     torch.library.register_fake("fgvc_ext::diversify", _fake)
     torch.library.register_fake("fgvc_ext::diversify_backward", _fake_backward)
     torch.library.register_fake("fgvc_ext::suppression_mask", _fake_mask)
-    torch.library.register_autograd("fgvc_ext::diversify", _backward, setup_context=_setup_context)
-    refuse_second_backward(OP)

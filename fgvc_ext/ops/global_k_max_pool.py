@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import has_schemas, use_kernel
-from ._autograd import dense_strides, refuse_second_backward
+from ._autograd import call_backward, dense_strides
 from ._checks import check_beside, check_int, check_tensor
 
 OP = "global_k_max_pool"
@@ -29,11 +29,11 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
         [N,C] in the dtype of ``features``; sums in float32 (float64 for float64).
 
     Gradient:
-        to ``features`` (in its dense layout) and to ``weight``. Saved for backward: k indices a map (int16, int32 for maps
-        of more than 32,768 positions), and the k values where ``weight`` needs a gradient. No second backward.
+        to ``features`` (in its dense layout) and to ``weight``. Saved for backward: k indices a map (int16, int32 for
+        maps of more than 32,768 positions), and the k values where ``weight`` needs a gradient. No second backward.
 
-    Ties go to the lowest index y·W + x; −0 and +0 tie. A NaN counts as the largest value: NaN in, NaN out. N = 0 gives an
-    empty output. The same bits on every run and for every thread count.
+    Ties go to the lowest index y·W + x; −0 and +0 tie. A NaN counts as the largest value: NaN in, NaN out. N = 0 gives
+    an empty output. The same bits on every run and for every thread count.
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape or device, or k outside [1, H·W].
@@ -48,11 +48,36 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
         check_tensor(OP, "weight", weight, "[k]")
         check_beside(OP, "weight", weight, "features", features)
         if weight.shape[0] != k:
-            raise ValueError(f"{OP}: weight must have shape [{k}], one weight for each of the k values, got {list(weight.shape)}")
+            raise ValueError(
+                f"{OP}: weight must have shape [{k}], one weight for each of the k values, got {list(weight.shape)}"
+            )
     if not use_kernel(features):
         return reference.global_k_max_pool(features, k, weight)
-    keep_values = weight is not None and weight.requires_grad and torch.is_grad_enabled()
-    return torch.ops.fgvc_ext.global_k_max_pool(features, k, weight, keep_values)[0]
+    return _GlobalKMaxPool.apply(features, k, weight)
+
+
+class _GlobalKMaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, k: int, weight: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        weight_grad = ctx.needs_input_grad[2]
+        output, indices, values = torch.ops.fgvc_ext.global_k_max_pool(features, k, weight, weight_grad)
+        if ctx.needs_input_grad[0] or weight_grad:
+            ctx.save_for_backward(indices, values if weight_grad else None, weight)
+            ctx.size, ctx.stride = features.shape, dense_strides(features)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None
+        indices, values, weight = ctx.saved_tensors
+        features_grad, _, weight_grad = ctx.needs_input_grad
+        features, weights = call_backward(
+            OP, torch.ops.fgvc_ext.global_k_max_pool_backward,
+            grad, indices, values, weight, ctx.size, ctx.stride, features_grad, weight_grad,
+        )  # fmt: skip
+        return features if features_grad else None, None, weights if weight_grad else None
 
 
 def _index_dtype(height: int, width: int) -> torch.dtype:
@@ -71,41 +96,21 @@ def _fake(features: Tensor, k: int, weight: Tensor | None, keep_values: bool) ->
 def _fake_backward(
     grad: Tensor,
     indices: Tensor,
-    values: Tensor,
+    values: Tensor | None,
     weight: Tensor | None,
     size: tuple[int, ...],
     stride: tuple[int, ...],
     grad_features: bool,
     grad_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    features = torch.empty_strided(size, stride, dtype=grad.dtype, device=grad.device) if grad_features else grad.new_empty(0)
-    return features, grad.new_empty(indices.shape[2] if grad_weight else 0, dtype=weight.dtype if grad_weight else grad.dtype)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, _, weight, keep_values = inputs
-    _, indices, values = output
-    ctx.mark_non_differentiable(indices, values)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(indices, values if keep_values else None, weight)
-    ctx.size, ctx.stride = features.shape, dense_strides(features)
-
-
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None, None
-    indices, values, weight = ctx.saved_tensors
-    need_features, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2] and values is not None
-    if values is None:
-        values = grad.new_empty(0)
-    features, weights = torch.ops.fgvc_ext.global_k_max_pool_backward(
-        grad, indices, values, weight, ctx.size, ctx.stride, need_features, need_weight
+    features = (
+        torch.empty_strided(size, stride, dtype=grad.dtype, device=grad.device) if grad_features else grad.new_empty(0)
     )
-    return features if need_features else None, None, weights if need_weight else None, None
+    return features, grad.new_empty(
+        indices.shape[2] if grad_weight else 0, dtype=weight.dtype if grad_weight else grad.dtype
+    )
 
 
 if has_schemas():
-    torch.library.register_fake("fgvc_ext::global_k_max_pool", _fake)
-    torch.library.register_fake("fgvc_ext::global_k_max_pool_backward", _fake_backward)
-    torch.library.register_autograd("fgvc_ext::global_k_max_pool", _backward, setup_context=_setup_context)
-    refuse_second_backward(OP)
+    torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
+    torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)

@@ -1,4 +1,4 @@
-"""Gradient-boosting cross-entropy (Sun et al., "Fine-grained Recognition: Accounting for Subtle Differences…", eq. 9–14)."""
+"""Gradient-boosting cross-entropy (Sun et al., "Accounting for Subtle Differences between Similar Classes", 2020)."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import check_labels, has_schemas, use_kernel
-from ._autograd import refuse_second_backward
+from ._autograd import call_backward
 from ._checks import check_device, check_int, check_tensor
 
 OP = "gradient_boosting_cross_entropy"
@@ -33,20 +33,23 @@ def gradient_boosting_cross_entropy(
         [] (or [N] for "none"), float32 (float64 for float64). The mean of no sample is NaN, as in torch.
 
     Gradient:
-        to ``scores`` (eq. 14): the softmax over {l} ∪ J', minus one at l, zero elsewhere. Saved for backward: ``scores``,
-        ``target`` and two numbers a sample. No second backward.
+        to ``scores`` (eq. 14): the softmax over {l} ∪ J', minus one at l, zero elsewhere. Saved for backward:
+        ``scores``, ``target`` and two numbers a sample. No second backward.
 
     NaN in a row of scores gives a NaN loss. The same bits on every run and for every thread count.
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape, device or range.
-        IndexError: on the CPU, a target outside [0, C). On CUDA its loss and gradient row are NaN, unless FGVC_EXT_CHECK=1.
+        IndexError: on the CPU, a target outside [0, C). On CUDA its loss and gradient row are NaN, and
+            FGVC_EXT_CHECK=1 turns that into the error.
     """
     check_tensor(OP, "scores", scores, "[N,C]")
     check_tensor(OP, "target", target, "[N]", (torch.int64,))
     check_device(OP, "target", target, "scores", scores)
     if target.shape[0] != scores.shape[0]:
-        raise ValueError(f"{OP}: target must have shape [{scores.shape[0]}], one class a row of scores, got {list(target.shape)}")
+        raise ValueError(
+            f"{OP}: target must have shape [{scores.shape[0]}], one class a row of scores, got {list(target.shape)}"
+        )
     if scores.shape[1] == 0:
         raise ValueError(f"{OP}: scores must have at least one class, got {list(scores.shape)}")
     check_int(OP, "k", k, least=1)
@@ -58,7 +61,7 @@ def gradient_boosting_cross_entropy(
         return reference.gradient_boosting_cross_entropy(
             scores, target, k=k, reduction=reduction, ignore_index=ignore_index
         )
-    return torch.ops.fgvc_ext.gradient_boosting_cross_entropy(scores, target, k, REDUCTIONS.index(reduction), ignore_index)[0]
+    return _GradientBoosting.apply(scores, target, k, REDUCTIONS.index(reduction), ignore_index)
 
 
 def _look_at_labels(target: Tensor, classes: int, ignore_index: int) -> None:
@@ -77,7 +80,12 @@ def _fake(
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     samples = scores.shape[0]
     loss = scores.new_empty((samples,) if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
-    return loss, scores.new_empty(samples, dtype=dtype), scores.new_empty(samples, dtype=dtype), scores.new_empty((), dtype=dtype)
+    return (
+        loss,
+        scores.new_empty(samples, dtype=dtype),
+        scores.new_empty(samples, dtype=dtype),
+        scores.new_empty((), dtype=dtype),
+    )
 
 
 def _fake_backward(
@@ -86,23 +94,25 @@ def _fake_backward(
     return torch.empty_like(scores)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    scores, target, _, _, ctx.ignore_index = inputs
-    _, log_sum, threshold, scale = output
-    ctx.mark_non_differentiable(log_sum, threshold, scale)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(scores, target, log_sum, threshold, scale)
+class _GradientBoosting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int) -> Tensor:
+        ctx.set_materialize_grads(False)
+        function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy
+        loss, log_sum, threshold, scale = function(scores, target, k, reduction, ignore_index)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(scores, target, log_sum, threshold, scale)
+            ctx.ignore_index = ignore_index
+        return loss
 
-
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 5
-    scores = torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.ignore_index)
-    return scores, None, None, None, None
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
+        function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward
+        return call_backward(OP, function, grad, *ctx.saved_tensors, ctx.ignore_index), None, None, None, None
 
 
 if has_schemas():
     torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
     torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
-    torch.library.register_autograd(f"fgvc_ext::{OP}", _backward, setup_context=_setup_context)
-    refuse_second_backward(OP)

@@ -1,4 +1,4 @@
-"""The papers' equations in plain PyTorch: the oracle of the tests, the fallback without compiled libraries, the documentation.
+"""The papers' equations in plain PyTorch: oracle of the tests, fallback without compiled libraries, documentation.
 
 Each function has the signature of its namesake in :mod:`fgvc_ext.ops`, but takes its arguments as already checked.
 This package imports nothing of fgvc_ext outside itself.

@@ -1,4 +1,4 @@
-"""Gradient-boosting cross-entropy (Sun et al., "Fine-grained Recognition: Accounting for Subtle Differences…", eq. 9–14)."""
+"""Gradient-boosting cross-entropy (Sun et al., "Accounting for Subtle Differences between Similar Classes", 2020)."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ def gradient_boosting_cross_entropy(
     own = torch.zeros_like(scores, dtype=torch.bool).scatter(1, label, True)
     values = scores.to(accumulation_dtype(scores.dtype))
     values = torch.where(used[:, None], values, 0.0)  # what is ignored must not reach the loss, NaN included
-    values = values + torch.where(wrong, float("nan"), 0.0)[:, None].to(values.dtype)  # loss and gradient row become NaN
+    values = values + torch.where(wrong, float("nan"), 0.0)[:, None].to(
+        values.dtype
+    )  # loss and gradient row become NaN
     kept = torch.ones_like(own)
     if k < classes - 1:
         negatives = values.detach().masked_fill(own, float("-inf"))

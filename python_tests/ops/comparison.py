@@ -1,7 +1,8 @@
 """How results are compared: tolerance by rule, not by guess.
 
-An operator's error against a float64 computation may be twice the error that the same equations in plain PyTorch make in
-that dtype, plus a few roundings of the largest value that goes in or comes out. test_comparison.py plants faults that this must catch.
+An operator's error against a float64 computation may be twice the error that the same equations in plain PyTorch make
+in that dtype, plus a few roundings of the largest value that goes in or comes out. test_comparison.py plants faults
+that this must catch.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +16,10 @@ from .samples import Sample
 EPSILONS = 4  # roundings that an exact plain result is still given
 
 
-def run(function: Callable[..., Tensor], sample: Sample, grad: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
-    """The output and the gradients of the sample's differentiable tensors, for an output gradient that depends on the index."""
+def run(
+    function: Callable[..., Tensor], sample: Sample, grad: Tensor | None = None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Output and gradients of the sample's differentiable tensors, for an output gradient that depends on the index."""
     tensors = {
         name: _leaf(tensor) if name in sample.differentiable else tensor for name, tensor in sample.tensors.items()
     }
@@ -24,7 +27,9 @@ def run(function: Callable[..., Tensor], sample: Sample, grad: Tensor | None = N
     if not sample.differentiable:
         return output, []
     if grad is None:
-        grad = torch.linspace(-1, 2, max(1, output.numel()), dtype=torch.float64)[: output.numel()].reshape(output.shape)
+        grad = torch.linspace(-1, 2, max(1, output.numel()), dtype=torch.float64)[: output.numel()].reshape(
+            output.shape
+        )
     output.backward(grad.to(output))
     return output.detach(), [tensors[name].grad for name in sample.differentiable]
 
@@ -35,7 +40,9 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def in_dtype(sample: Sample, dtype: torch.dtype) -> Sample:
-    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in sample.tensors.items()}
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in sample.tensors.items()
+    }
     return Sample(sample.name, tensors, sample.differentiable, sample.options)
 
 
@@ -88,7 +95,9 @@ def assert_same_bits(one: Sequence[Any], other: Sequence[Any], what: str) -> Non
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_zeros(0, dtype=torch.uint8)
+    return (
+        tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_zeros(0, dtype=torch.uint8)
+    )
 
 
 def _flat(result: Sequence[Any]) -> list[Tensor | None]:

@@ -19,7 +19,7 @@ LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed", "expanded")
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments of the public function. The first ``len(differentiable)`` tensors in ``tensors`` that it names take gradients."""
+    """Arguments of the public function; ``differentiable`` names the tensors that take gradients."""
 
     name: str
     tensors: dict[str, Tensor]
@@ -154,12 +154,19 @@ def _raw_mask(sample: Sample) -> tuple[str, tuple[Any, ...]]:
 def _raw_boosting(sample: Sample) -> tuple[str, tuple[Any, ...]]:
     options = {"k": 15, "reduction": "mean", "ignore_index": -100, **sample.options}
     reduction = ("none", "mean", "sum").index(options["reduction"])
-    return "gradient_boosting_cross_entropy", (*sample.tensors.values(), options["k"], reduction, options["ignore_index"])
+    return "gradient_boosting_cross_entropy", (
+        *sample.tensors.values(),
+        options["k"],
+        reduction,
+        options["ignore_index"],
+    )
 
 
 def _mask_samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list[Sample]:
     return [
-        Sample(sample.name, sample.tensors, (), {name: value for name, value in sample.options.items() if name != "alpha"})
+        Sample(
+            sample.name, sample.tensors, (), {name: value for name, value in sample.options.items() if name != "alpha"}
+        )
         for sample in _diversify_samples(dtype, device, layout)
     ]
 
@@ -180,7 +187,7 @@ OPERATORS = [
     Operator(
         "gradient_boosting_cross_entropy", ops.gradient_boosting_cross_entropy,
         reference.gradient_boosting_cross_entropy, _boosting_samples, _raw_boosting,
-        lambda: Sample("empty", {"scores": torch.zeros(0, 5), "target": torch.zeros(0, dtype=torch.int64)}, ("scores",)),
+        lambda: Sample("empty", {"scores": torch.zeros(0, 5), "target": torch.zeros(0).long()}, ("scores",)),
         image_like=False,
     ),
 ]  # fmt: skip

@@ -13,7 +13,9 @@ def test_an_example_by_hand() -> None:
     hidden = ops.suppression_mask(maps, p_peak=1.0, p_patch=0.0, seed=3)
     assert hidden.tolist() == [[[[False, True], [True, False]]]]  # both tied peaks, together
     assert ops.diversify(maps, p_peak=1.0, p_patch=0.0, alpha=0.5, seed=3).item() == pytest.approx((1 + 2 + 2 + 2) / 4)
-    assert ops.diversify(maps, p_peak=0.0, p_patch=1.0, alpha=0.5, seed=3).item() == pytest.approx((0.5 + 4 + 4 + 1) / 4)
+    assert ops.diversify(maps, p_peak=0.0, p_patch=1.0, alpha=0.5, seed=3).item() == pytest.approx(
+        (0.5 + 4 + 4 + 1) / 4
+    )
 
 
 def test_the_mask_is_what_the_words_of_philox_say() -> None:

@@ -38,6 +38,16 @@ def test_ties_go_to_the_lowest_index(size: tuple[int, int], memory_format: torch
     assert (taken == torch.tensor([0, 1, 2])).all()
 
 
+@pytest.mark.parametrize("k", [1, 3, 4, 8, 16, 20])
+@pytest.mark.parametrize("size", [(14, 14), (7, 7), (5, 13), (40, 70)])
+def test_among_equals_the_ranks_follow_the_index(size: tuple[int, int], k: int, instruction_set: str) -> None:
+    features = (torch.randn(2, 19, *size, generator=torch.Generator().manual_seed(k)) * 4).round() / 2
+    _, indices, values = torch.ops.fgvc_ext.global_k_max_pool(features, k, None, True)
+    expected = features.flatten(2).sort(dim=2, descending=True, stable=True)
+    assert torch.equal(indices.long(), expected.indices[..., :k])
+    assert torch.equal(values, expected.values[..., :k])
+
+
 def test_minus_zero_ties_with_zero() -> None:
     features = torch.tensor([[[[-0.0, 0.0, -1.0]]]], requires_grad=True)
     ops.global_k_max_pool(features, 1).sum().backward()

@@ -109,9 +109,19 @@ def test_half_precision_gives_float32_losses() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64)), {}, ValueError, r"target must have shape \[2\], .* got \[3\]"),
+        (
+            (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64)),
+            {},
+            ValueError,
+            r"target must have shape \[2\], .* got \[3\]",
+        ),
         ((torch.zeros(2, 3), torch.zeros(2)), {}, TypeError, "target must be of dtype int64, got float32"),
-        ((torch.zeros(2, 3), torch.zeros(2, dtype=torch.int32)), {}, TypeError, "target must be of dtype int64, got int32"),
+        (
+            (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int32)),
+            {},
+            TypeError,
+            "target must be of dtype int64, got int32",
+        ),
         ((torch.zeros(2, 0), torch.zeros(2, dtype=torch.int64)), {}, ValueError, "scores must have at least one class"),
         ((torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)), {"k": 0}, ValueError, "k must be at least 1, got 0"),
         (
@@ -145,5 +155,7 @@ def test_a_million_rows_reduce_accurately() -> None:
 def test_the_module_is_the_function() -> None:
     scores, target = torch.randn(4, 30), torch.arange(4)
     module = nn.GradientBoostingCrossEntropyLoss(k=3, reduction="sum")
-    assert torch.equal(module(scores, target), ops.gradient_boosting_cross_entropy(scores, target, k=3, reduction="sum"))
+    assert torch.equal(
+        module(scores, target), ops.gradient_boosting_cross_entropy(scores, target, k=3, reduction="sum")
+    )
     assert "k=3, reduction='sum'" in repr(module)

@@ -1,0 +1,153 @@
+"""Writes what was measured: pipe tables for people (a terminal or Markdown), CSV for machines."""
+
+import csv
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cases import OURS, Case, Verdict
+from timing import Times
+
+import fgvc_ext
+
+BEGIN, END = "<!-- benchmarks/run.py writes from here -->", "<!-- to here -->"
+
+LEGEND = """\
+- Times are medians in milliseconds. Ratios are medians of the rounds' own ratios, so not quite quotients of the times.
+- fgvc_ext: our operator through its public function, on the widest instruction set unless named.
+- eager: plain PyTorch as one would write it (pooling: `topk(k).values.mean()`). torch.compile: the same, compiled for
+  static shapes (in the sweep once, for dynamic shapes).
+- reference: the package's own PyTorch reference, with all edge cases and, for diversify, the counter-based random
+  stream. Slower than eager; for information. cross_entropy: torch's own, another loss; for information.
+- read once: `x.sum()` of the same tensor. read and write once: also `zero_()` of a warm tensor of its size.
+- floor: a compiled operator of the same schema that allocates its results and does nothing, called the cheapest way
+  (no argument checks; with a gradient, one autograd.Function).
+- `ours − floor`: asked where eager takes less than 5 floors; `ours / max(eager, torch.compile)`: everywhere else."""
+
+
+@dataclass(frozen=True)
+class Result:
+    case: Case
+    times: Times
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        return self.case.verdicts(self.times)
+
+
+def machine(device: str) -> dict[str, str]:
+    facts = fgvc_ext.info()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cpu": _cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "threads": str(torch.get_num_threads()),
+        "instruction_set": facts["instruction set"],
+        "torch": torch.__version__,
+        "fgvc_ext": fgvc_ext.__version__,
+        "compiler": facts["compiler"],
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A pipe table, aligned; the first row is the head, the first ``left`` columns stand left, the others right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    rule = ["-" * width if n < left else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
+    lines = [rows[0], rule, *rows[1:]]
+    return "\n".join(_line(line, widths, left) for line in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
+    sized = zip(cells, widths, strict=True)
+    padded = [cell.ljust(width) if n < left else cell.rjust(width) for n, (cell, width) in enumerate(sized)]
+    return f"| {' | '.join(padded)} |"
+
+
+def milliseconds(seconds: float) -> str:
+    value = seconds * 1e3
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def times_table(results: Sequence[Result]) -> str:
+    names = list(dict.fromkeys(name for result in results for name in result.times.samples))
+    rows = [["ms", *names]]
+    for result in results:
+        cells = [milliseconds(result.times.median(name)) if name in result.times.samples else "" for name in names]
+        rows.append([str(result.case), *cells])
+    return table(rows)
+
+
+def verdicts_table(results: Sequence[Result]) -> str:
+    rows = [["case", "ratio", "measured", "wanted", ""]]
+    for result in results:
+        for verdict in result.verdicts:
+            outcome = "pass" if verdict.passed else "FALL SHORT"
+            rows.append([str(result.case), verdict.what, verdict.measured, verdict.wanted, outcome])
+    return table(rows, left=2)
+
+
+def document(results: Sequence[Result], device: str) -> str:
+    """All tables. Of the sweep: how many shapes pass, and those that fall short."""
+    facts = machine(device)
+    parts = [" · ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()), LEGEND]
+    for op in dict.fromkeys(result.case.op for result in results):
+        headline = [result for result in results if result.case.op == op and not result.case.sweep]
+        swept = [result for result in results if result.case.op == op and result.case.sweep]
+        parts.append(f"### {op}")
+        if headline:
+            parts += [times_table(headline), verdicts_table(headline)]
+        if swept:
+            short = [result for result in swept if not all(verdict.passed for verdict in result.verdicts)]
+            parts.append(f"Sweep: {len(swept) - len(short)} of {len(swept)} cases pass.")
+            if short:
+                parts += ["Those that fall short:", times_table(short), verdicts_table(short)]
+    return "\n\n".join(parts) + "\n"
+
+
+def replace_block(path: Path, text: str) -> None:
+    """Puts ``text`` between the two markers of a Markdown file."""
+    page = path.read_text()
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"{path}: expected the markers {BEGIN!r} and {END!r}, each once")
+    before, rest = page.split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}")
+
+
+def write_csv(results: Sequence[Result], device: str, path: Path) -> None:
+    """A line a case and contender; times in microseconds."""
+    facts = machine(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        columns = ["op", "shape", "dtype", "layout", "direction", "sweep", "contender"]
+        measured = ["median_us", "p10_us", "p90_us", "repeats", "calls_per_repeat", "ratio_to_ours"]
+        writer.writerow([*columns, *measured, *facts])
+        for result in results:
+            case, times = result.case, result.times
+            shape = "x".join(map(str, case.shape))
+            for name in times.samples:
+                seconds = times.median(name), *times.spread(name)
+                numbers = [f"{value * 1e6:.3f}" for value in seconds]
+                ratio = f"{times.ratio(name, OURS):.4f}"
+                writer.writerow([
+                    case.op, shape, case.dtype_name, case.layout, case.direction, int(case.sweep), name,
+                    *numbers, times.rounds(), times.calls[name], ratio, *facts.values(),
+                ])  # fmt: skip
+
+
+def summary(results: Sequence[Result]) -> str:
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    return f"{sum(verdict.passed for verdict in verdicts)} of {len(verdicts)} targets met"

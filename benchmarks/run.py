@@ -1,0 +1,101 @@
+"""Measures the operators against PyTorch and against their targets: ``python benchmarks/run.py --help``."""
+
+import argparse
+import datetime
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import bench_diversify
+import bench_global_k_max_pool
+import bench_gradient_boosting_cross_entropy
+import torch
+from cases import Case, use_instruction_set
+from results import Result, document, replace_block, summary, write_csv
+from timing import keep_freed_memory, measure
+
+from fgvc_ext import _library
+
+OPERATORS: dict[str, ModuleType] = {
+    module.OP: module for module in (bench_global_k_max_pool, bench_diversify, bench_gradient_boosting_cross_entropy)
+}
+LARGEST = {"cpu": 2**28, "cuda": 2**32}  # bytes of an input in the sweep
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Times the operators; prints targets met and missed, writes a CSV file."
+    )
+    parser.add_argument("--op", choices=OPERATORS, action="append", help="only this operator (repeatable)")
+    parser.add_argument("--quick", action="store_true", help="few rounds and no CSV file: a look, not a result")
+    parser.add_argument("--sweep", action="store_true", help="also all shapes of the sweep (about half an hour)")
+    parser.add_argument("--isa", help="e.g. avx512,avx2: the first is held to the targets (default: the two widest)")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/<device>-<date>.csv)")
+    parser.add_argument("--markdown", type=Path, help="also put the tables between the markers of this page")
+    return parser.parse_args()
+
+
+def chosen_instruction_sets(args: argparse.Namespace) -> list[str]:
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            raise SystemExit("--device cuda: torch finds no GPU")
+        return []
+    if _library._module is None:
+        raise SystemExit(f"the compiled libraries are missing: {_library.info()['cpu library']}")
+    supported = _library._module.supported_instruction_sets()
+    names = args.isa.split(",") if args.isa else supported[:2]
+    unknown = sorted(set(names) - set(supported))
+    if unknown:
+        raise SystemExit(f"--isa: expected some of {', '.join(supported)}, got {', '.join(unknown)}")
+    return names
+
+
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    cases = []
+    for name in args.op or OPERATORS:
+        cases += OPERATORS[name].headline(args.device)
+        if args.sweep:
+            cases += [case for case in OPERATORS[name].sweep(args.device) if _bytes(case) <= LARGEST[args.device]]
+    return cases
+
+
+def _bytes(case: Case) -> int:
+    return math.prod(case.shape) * case.dtype.itemsize
+
+
+def main() -> None:
+    args = arguments()
+    keep_freed_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch._dynamo.config.recompile_limit = 64  # the sweep's shapes share a function; sizes of 1 get code of their own
+    instruction_sets = chosen_instruction_sets(args)
+    rounds, seconds = (10, 0.5) if args.quick else (20, 2.0)
+
+    results = []
+    for case in chosen_cases(args):
+        torch.manual_seed(0)
+        contenders = OPERATORS[case.op].contenders(case, args.device, instruction_sets)
+        result = Result(case, measure(contenders, args.device, rounds=rounds, seconds=seconds))
+        results.append(result)
+        missed = ", ".join(f"{one.what} {one.measured} ({one.wanted})" for one in result.verdicts if not one.passed)
+        print(f"{case.op} {case}: {missed or 'pass'}", file=sys.stderr, flush=True)
+    if instruction_sets:
+        use_instruction_set(instruction_sets[0])
+
+    text = document(results, args.device)
+    print(text)
+    print(summary(results))
+    if args.markdown:
+        replace_block(args.markdown, text)
+    path = args.out or Path(__file__).parent / "results" / f"{args.device}-{datetime.date.today()}.csv"
+    if args.out or not args.quick:
+        write_csv(results, args.device, path)
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The network of "Fine-grained Recognition: Accounting for Subtle Differences between Similar Classes" (AAAI 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.nn import Diversification2d
+from fgvc_ext.ops import suppression_mask
+
+
+class SubtleDifferences(nn.Module):
+    """Backbone → 1×1 convolution with one map a class → diversification block → scores.
+
+    In training the block hides peaks and patches of the maps; in evaluation the scores are the maps' plain means.
+
+    Args:
+        backbone: feature extractor; its `channels` is the width of its output.
+        num_classes: C.
+        diversification: False for the plain network, whose scores are always the plain means.
+        p_peak, p_patch, patch_size, alpha: see `fgvc_ext.nn.Diversification2d` (equations 1–8).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        diversification: bool = True,
+        p_peak: float = 0.5,
+        p_patch: float = 0.5,
+        patch_size: int = 3,
+        alpha: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"SubtleDifferences: num_classes: expected at least 1, got {num_classes}")
+        self.backbone = backbone
+        self.classifier = nn.Conv2d(backbone.channels, num_classes, kernel_size=1)
+        # Small scores at the start, as for a linear layer after pooling: the mean over positions is that layer.
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        block = Diversification2d(p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha)
+        self.diversification = block if diversification else None
+
+    def class_activation_maps(self, images: Tensor) -> Tensor:
+        """images [N,3,H,W] → maps [N,C,h,w], nothing suppressed; their spatial means are the scores of evaluation."""
+        return self.classifier(self.backbone(images))
+
+    def forward(self, images: Tensor, seed: int | Tensor | None = None) -> Tensor:
+        """images [N,3,H,W] → scores [N,C]. `seed`: int64 [N] keys each sample's mask; only used in training."""
+        maps = self.class_activation_maps(images)
+        if self.diversification is None or not self.training:
+            return maps.mean(dim=(2, 3))
+        return self.diversification(maps, seed)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by group of layers: the backbone's groups, then "classifier"."""
+        named = dict(self.backbone.named_parameters())
+        groups = {group: [named[name] for name in names] for group, names in self.backbone.groups().items()}
+        return {**groups, "classifier": list(self.classifier.parameters())}
+
+    @torch.no_grad()
+    def suppression_mask(self, images: Tensor, seed: int | Tensor | None = None) -> Tensor:
+        """The mask bool [N,C,h,w] that a training step with these images and this seed draws.
+
+        Raises:
+            RuntimeError: the network was built without the block.
+        """
+        if self.diversification is None:
+            raise RuntimeError("SubtleDifferences: this network was built without its diversification block")
+        maps = self.class_activation_maps(images)
+        return suppression_mask(maps, seed=seed, **self.diversification.mask_options())

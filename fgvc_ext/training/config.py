@@ -1,0 +1,173 @@
+"""Configurations as nested dataclasses: the groups that drivers share, and their way to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class OptimConfig:
+    """SGD and its schedule. Epochs count passes over the training images; batch sizes are global."""
+
+    epochs: int = 150
+    batch_size: int = 32
+    """Images of one optimiser step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts into which a batch is cut to save memory; their gradients are summed before the step."""
+    lr: float = 0.001
+    """Learning rate of the backbone."""
+    new_layers_lr: float | None = None
+    """Learning rate of the layers named in new_layers; None: the same as lr."""
+    new_layers: tuple[str, ...] = ("classifier",)
+    """Groups of layers that start at random: classifier, or a group of the backbone such as layer4."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    step_epochs: int = 50
+    """schedule=step: epochs between two reductions."""
+    step_factor: float = 0.1
+    """schedule=step: factor of a reduction."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the rate rises linearly to its full value."""
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved; None: off."""
+
+
+@dataclass
+class EngineConfig:
+    """How the machine is used."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …; auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    """torch.compile the training step."""
+    workers: int = -1
+    """Processes that load images; -1: none on a CPU (it is busy training), up to 8 with a GPU."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints, beside the one at the end of every epoch; 0: only that one."""
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    eval_batch_size: int = 64
+    max_skipped_steps: int = 0
+    """Steps in a row with a non-finite loss or gradient that are left out before the run stops."""
+    broken_images: Literal["error", "skip"] = "error"
+    """What a training image that cannot be read does: stop the run, or be left out and counted."""
+
+
+# What may differ when a run is continued: where things are and how fast they go, never what is computed.
+MACHINE_FIELDS = (
+    "out",
+    "resume",
+    "dry_run",
+    "report",
+    "data.root",
+    "model.weights",  # its content is compared, not its path
+    "engine.device",
+    "engine.workers",
+    "engine.checkpoint_every",
+    "engine.eval_batch_size",
+)
+
+
+class ConfigMismatch(ValueError):  # noqa: N818 (says what happened)
+    """A run or checkpoint belongs to another configuration, data set or class list."""
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dataclass or nested mapping → {"group.field": value}, with tuples as lists and paths as strings (as in JSON)."""
+    items = config.items() if isinstance(config, Mapping) else dataclasses.asdict(config).items()
+    flat: dict[str, Any] = {}
+    for name, value in items:
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        elif isinstance(value, (tuple, list)):
+            flat[prefix + name] = list(value)
+        else:
+            flat[prefix + name] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def identity(config: Any, ignore: Iterable[str] = MACHINE_FIELDS) -> dict[str, Any]:
+    """The flattened fields that decide what a run computes."""
+    ignored = set(ignore)
+    return {name: value for name, value in sorted(flatten(config).items()) if name not in ignored}
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each field that differs: "optim.lr: 0.01 in the run, 0.02 now"."""
+    absent = object()
+
+    def show(value: Any) -> str:
+        text = "absent" if value is absent else json.dumps(value)
+        return text if len(text) <= 200 else f"{text[:180]} … ({len(text)} characters)"
+
+    names = sorted({*old, *new})
+    pairs = [(name, old.get(name, absent), new.get(name, absent)) for name in names]
+    return [f"{name}: {show(before)} in the run, {show(now)} now" for name, before, now in pairs if before != now]
+
+
+def save_config(config: Any, file: Path) -> None:
+    """Write the resolved configuration as nested JSON."""
+    file.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+
+
+def load_config(cls: type[T], file: str | Path) -> T:
+    """Read what `save_config` wrote. Unknown fields and wrong types are refused by name."""
+    path = Path(file)
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"configuration {path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"configuration {path} is not JSON: {error}") from None
+    return _build(cls, values, str(path))
+
+
+def _build(cls: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected an object with the fields of {cls.__name__}, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; {cls.__name__} has {', '.join(sorted(known))}")
+    return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -1,0 +1,159 @@
+"""Backbones: shapes, groups, weights."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from fgvc_ext.models import available_backbones, build_backbone, load_weights
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stride", "groups"),
+    [
+        ("resnet10_narrow", 64, 16, ["stem", "layer1", "layer2", "layer3", "layer4"]),
+        ("resnet18", 64, 32, ["stem", "layer1", "layer2", "layer3", "layer4"]),
+        ("resnet50", 64, 32, ["stem", "layer1", "layer2", "layer3", "layer4"]),
+        ("vgg11", 32, 32, ["block1", "block2", "block3", "block4", "block5"]),
+        ("vgg11_bn", 32, 32, ["block1", "block2", "block3", "block4", "block5"]),
+        ("densenet121", 64, 32, ["stem", "block1", "block2", "block3", "block4"]),
+    ],
+)
+def test_features_and_groups(name, size, stride, groups):
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, size, size))
+    assert features.shape == (1, backbone.channels, size // stride, size // stride)
+    assert list(backbone.groups()) == groups
+    named = functools.reduce(operator.iadd, backbone.groups().values(), [])
+    assert sorted(named) == sorted(name for name, _ in backbone.named_parameters())
+
+
+def test_features_are_those_of_torchvision():
+    torch.manual_seed(0)
+    model = torchvision.models.densenet121().eval()
+    backbone = build_backbone("densenet121").eval()
+    backbone.load_state_dict(model.state_dict(), strict=False)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.classifier(backbone(images).mean((2, 3))), model(images))
+
+
+@pytest.mark.parametrize("name", ["resnet17", "alexnet", "", "fgvc"])
+def test_an_unknown_name_lists_the_known(name):
+    with pytest.raises(ValueError, match=r"expected one of resnet10_narrow, .*resnet50.*timm/<name>"):
+        build_backbone(name)
+    assert name not in available_backbones()
+
+
+def test_timm_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"timm/convnext_tiny needs timm, .*pip install timm"):
+        build_backbone("timm/convnext_tiny")
+
+
+def test_stride_on_the_first_convolution():
+    backbone = build_backbone("resnet50", stride_on_first_conv=True)
+    assert backbone.layer2[0].conv1.stride == (2, 2)
+    assert backbone.layer2[0].conv2.stride == (1, 1)
+    assert backbone.layer1[0].conv1.stride == (1, 1)
+    with pytest.raises(ValueError, match="bottlenecks"):
+        build_backbone("resnet18", stride_on_first_conv=True)
+
+
+def _state(name: str = "resnet10_narrow") -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {name: value.clone() for name, value in build_backbone(name).state_dict().items()}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_load_with_prefixes_and_in_half(suffix, prefix, tmp_path):
+    state, file = _state(), tmp_path / f"w{suffix}"
+    half = {prefix + name: value.half() if value.dim() > 1 else value for name, value in state.items()}
+    safetensors.torch.save_file(half, file) if suffix == ".safetensors" else torch.save({"state_dict": half}, file)
+    if suffix == ".safetensors" and prefix:
+        assert all(name.startswith(prefix) for name in half)
+    backbone = build_backbone("resnet10_narrow", weights=file)
+    for name, value in backbone.state_dict().items():
+        assert value.dtype == state[name].dtype
+        torch.testing.assert_close(value, state[name], rtol=1e-3, atol=1e-6)
+
+
+def test_what_does_not_match_is_reported(tmp_path):
+    state, said = _state(), []
+    del state["layer4.0.conv1.weight"]
+    torch.save({**state, "fc.weight": torch.zeros(2), "extra.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    build_backbone("resnet10_narrow", weights=tmp_path / "w.pth", report=said.append)
+    (text,) = said
+    assert "keep their initial values: layer4.0.conv1.weight" in text
+    assert "not in the model: extra.weight" in text
+    assert "fc.weight" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"conv1.weight": torch.zeros(1, 3, 3, 3)},
+            r"conv1\.weight: \[1, 3, 3, 3\] in the file, \[32, 3, 3, 3\] in the",
+        ),
+        (None, "no name agrees"),
+        ("text", "expected a dictionary of tensors"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, message, tmp_path):
+    state = {**_state(), **change} if isinstance(change, dict) else {"a": torch.zeros(1)} if change is None else change
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        load_weights(build_backbone("resnet10_narrow"), tmp_path / "w.pth")
+
+
+def test_bad_weight_files_are_named(tmp_path):
+    backbone = build_backbone("resnet10_narrow")
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
+        load_weights(backbone, tmp_path / "missing.pth")
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"nonsense")
+        with pytest.raises(ValueError, match=name):
+            load_weights(backbone, tmp_path / name)
+
+
+class _Attack:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def test_weights_cannot_run_code(tmp_path):
+    torch.save({"conv1.weight": _Attack(tmp_path / "executed")}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="cannot be read as tensors"):
+        load_weights(build_backbone("resnet10_narrow"), tmp_path / "w.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_and_pretrained_exclude_each_other(tmp_path):
+    with pytest.raises(ValueError, match="not both"):
+        build_backbone("resnet18", weights=tmp_path / "w.pth", pretrained=True)
+
+
+def test_real_weights():
+    folder = os.environ.get("FGVC_EXT_TEST_DATA")
+    if not folder:
+        pytest.skip("FGVC_EXT_TEST_DATA is not set")
+    file = Path(folder) / "weights/resnet18_imagenet_conv1_to_layer3.pth"
+    said: list[str] = []
+    build_backbone("resnet18", weights=file, report=said.append)
+    missing = said[0].splitlines()[1]
+    assert missing.count("conv1.weight") == missing.count("conv2.weight") == 2
+    assert "layer3" not in missing

@@ -1,0 +1,73 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import fgvc_ext
+from fgvc_ext import _library
+
+PACKAGE = Path(fgvc_ext.__file__).parent
+compiled = pytest.mark.skipif(_library._module is None, reason="the package has no compiled libraries")
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int  # of the process, or minus the signal that ended it
+    output: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What the code printed; it must have ended well."""
+        assert self.status == 0, self.output
+        return self.output.splitlines()
+
+
+class Interpreters:
+    """Fresh interpreters that have torch but not yet fgvc_ext, which they find in the folder `path`."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("fresh_interpreters.py"))]
+        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run_copies(self, copies: int, code: str, path: Path, **environment: str) -> list[Result]:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        request = {"code": code, "path": str(path), "environment": environment, "copies": copies}
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        return [Result(**result) for result in json.loads(self.server.stdout.readline())]
+
+    def run(self, code: str, path: Path, **environment: str) -> Result:
+        return self.run_copies(1, code, path, **environment)[0]
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait()
+
+
+@pytest.fixture(scope="session")
+def interpreters() -> Iterator[Interpreters]:
+    started = Interpreters()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def copy_package(tmp_path: Path) -> Callable[..., Path]:
+    """Copies the package, with the CPU library and `_C` or without any, and returns the folder that holds the copy."""
+
+    def copy(*, libraries: bool) -> Path:
+        shutil.copytree(PACKAGE, tmp_path / "fgvc_ext", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        if libraries:
+            (tmp_path / "fgvc_ext" / "lib").mkdir(exist_ok=True)
+            shutil.copy(_library.FOLDER / "libfgvc_ext_cpu.so", tmp_path / "fgvc_ext" / "lib")
+            for module in PACKAGE.glob("_C*.so"):
+                shutil.copy(module, tmp_path / "fgvc_ext")
+        return tmp_path
+
+    return copy

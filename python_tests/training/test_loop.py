@@ -1,0 +1,258 @@
+"""The engine: what it computes, and what stops it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import operator
+import os
+
+import pytest
+import torch
+from torch import nn
+from toy_training import ToyConfig, ToyImages, ToyModel, centre, open_run, toy_stages, traces, train
+
+from fgvc_ext.training import NonFiniteLoss, RunFolder, RunLocked, Samples, run_stages
+from fgvc_ext.training.classification import Classification
+from fgvc_ext.training.config import OptimConfig, load_config, save_config
+from fgvc_ext.training.distributed import Process, current_process
+from fgvc_ext.training.evaluation import evaluate
+from fgvc_ext.training.optimisation import build_average, build_optimizer, build_scheduler, update_average
+from fgvc_ext.training.run_folder import COLUMNS
+from fgvc_ext.training.sampling import evaluation_loader
+from fgvc_ext.training.state import load_weights_file
+
+
+def _config(**changes) -> ToyConfig:
+    config = ToyConfig(stages=1)
+    for name, value in changes.items():
+        group = "optim" if hasattr(config.optim, name) else "engine" if hasattr(config.engine, name) else None
+        setattr(getattr(config, group) if group else config, name, value)
+    return config
+
+
+def test_it_learns_and_writes_what_it_promises(tmp_path):
+    tasks = train(tmp_path, _config(epochs=12, ema_decay=None, lr=0.2))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert tuple(rows[0]) == COLUMNS
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert float(rows[-1]["test_accuracy"]) > 0.9
+    assert rows[-1]["val_accuracy"] == ""
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert run["stages"][0]["status"] == "done"
+    assert run["stages"][0]["accuracy"]["last"] == pytest.approx(float(rows[-1]["test_accuracy"]), abs=1e-5)
+    state, metadata = load_weights_file(tmp_path / "weights/last.safetensors")
+    assert metadata["classes"] == ["class 0", "class 1", "class 2"]
+    assert metadata["config_hash"] == run["config_hash"]
+    assert all(torch.equal(state[name], value) for name, value in tasks["first"].model.state_dict().items())
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_step_is_sgd_on_the_mean_loss(tmp_path):
+    """One step of the engine equals one written out by hand."""
+    config = _config(epochs=1, batch_size=33, ema_decay=None, warmup_epochs=0.0, accumulate=1, schedule="constant")
+    (stage,) = toy_stages(config, centre)
+    torch.manual_seed(0)
+    start = Classification(ToyModel(), nn.CrossEntropyLoss())
+    start.model.backbone[3] = nn.Identity()  # dropout
+    state = {name: value.clone() for name, value in start.state_dict().items()}
+    stage.build = lambda: start
+    with open_run(tmp_path, config) as run:
+        trained = run_stages([stage], run, config.engine)["first"].state_dict()
+    by_hand = Classification(ToyModel(), nn.CrossEntropyLoss()).train()
+    by_hand.model.backbone[3] = nn.Identity()
+    by_hand.load_state_dict(state)
+    images = torch.stack([centre(stage.train.dataset.load(i)) for i in range(33)])
+    nn.functional.cross_entropy(by_hand.model(images), stage.train.dataset.labels).backward()
+    for name, parameter in by_hand.named_parameters():
+        rate = 0.1 if "classifier" in name else 0.05
+        expected = parameter.detach() - rate * (parameter.grad + 1e-4 * parameter.detach())
+        torch.testing.assert_close(trained[name], expected)
+
+
+def test_accumulated_gradients_equal_one_batch(tmp_path):
+    class NoNorm(ToyModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+
+    results = []
+    for accumulate in (1, 3):
+        config = _config(accumulate=accumulate, ema_decay=None)
+        (stage,) = toy_stages(config)
+        stage.build = lambda: Classification(NoNorm(), nn.CrossEntropyLoss())
+        with open_run(tmp_path / str(accumulate), config) as run:
+            results.append(run_stages([stage], run, config.engine)["first"].state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_nan_loss_stops_with_step_samples_and_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"epoch 1, step 5: the loss is nan.*-s000000004\.pt.*train/\d+") as caught:
+        train(tmp_path, _config(nan_at=6))
+    assert str(caught.value).count("train/") == 8
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert "NonFiniteLoss" in run["error"]
+
+
+def test_a_skipped_step_leaves_nothing_behind(tmp_path):
+    tasks = train(tmp_path, _config(nan_at=6, max_skipped_steps=1))
+    assert all(value.isfinite().all() for value in tasks["first"].state_dict().values())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("skipped_steps") for row in rows] == [None, 1, None]
+
+
+def test_broken_images_are_counted(tmp_path):
+    config = _config(broken_images="skip")
+    (stage,) = toy_stages(config)
+    stage.train.dataset.broken = (4, 5, 6)
+    with open_run(tmp_path, config) as run:
+        run_stages([stage], run, config.engine)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["broken"] for row in rows] == [3, 3, 3]
+
+
+def test_parameters_without_gradient_are_named(tmp_path):
+    class Unused(ToyModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier.extra = nn.Parameter(torch.zeros(2))
+
+    config = _config()
+    (stage,) = toy_stages(config)
+    stage.build = lambda: Classification(Unused(), nn.CrossEntropyLoss())
+    with (
+        pytest.raises(RuntimeError, match=r"does not depend on model\.classifier\.extra"),
+        open_run(tmp_path, config) as r,
+    ):
+        run_stages([stage], r, config.engine)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
+    torch.manual_seed(0)
+    task = Classification(ToyModel(), nn.CrossEntropyLoss()).train()
+    samples = Samples(ToyImages(21, "test"), centre)
+
+    def sums(size: int) -> dict[str, torch.Tensor]:
+        return evaluate(task, evaluation_loader(samples, range(21), size, workers=0), lambda batch: batch)
+
+    expected, found = sums(21), sums(batch_size)
+    assert found["n"] == 21
+    assert found["correct"] == expected["correct"]
+    assert torch.equal(found["confusion"], expected["confusion"])
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-5, atol=0)
+    assert task.training, "the mode is put back"
+
+
+def test_five_crops_are_averaged():
+    task = Classification(ToyModel(), nn.CrossEntropyLoss()).eval()
+    crops = torch.rand(2, 5, 3, 12, 12)
+    expected = torch.stack([task.model(crops[:, i]) for i in range(5)]).mean(0)
+    torch.testing.assert_close(task.scores(crops), expected)
+
+
+@pytest.mark.parametrize("switches", [{"precision": "bf16"}, {"channels_last": True}, {"clip_grad_norm": 0.1}])
+def test_switches_train(switches, tmp_path):
+    train(tmp_path, _config(epochs=1, **switches))
+    loss = float(next(iter(csv.DictReader((tmp_path / "metrics.csv").open())))["train_loss"])
+    assert 0.5 < loss < 2
+
+
+def test_no_step_in_an_epoch_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no step in an epoch"):
+        train(tmp_path, _config(images=1))
+
+
+def test_schedules():
+    def rates(**changes) -> list[float]:
+        config = OptimConfig(epochs=4, lr=1.0, **changes)
+        optimizer = build_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config)
+        scheduler, found = build_scheduler(optimizer, config, steps_per_epoch=2), []
+        for _ in range(8):
+            found.append(round(optimizer.param_groups[0]["lr"], 4))
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    assert rates(schedule="step", step_epochs=2) == [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]
+    assert rates(schedule="constant", warmup_epochs=1) == [0.3333, 0.6667, 1, 1, 1, 1, 1, 1]
+    assert rates(schedule="cosine")[::4] == [1, 0.5]
+    with pytest.raises(ValueError, match="warmup_epochs"):
+        rates(warmup_epochs=4)
+
+
+def test_the_moving_average_copies_buffers():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    average = build_average(model, 0.5)
+    update_average(average, model)  # the first takes the weights as they are
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight += 1
+    model[1].running_mean += 3
+    update_average(average, model)
+    torch.testing.assert_close(average.module[0].weight, before + 0.5)
+    assert torch.equal(average.module[1].running_mean, model[1].running_mean)
+
+
+def test_new_layers_have_their_own_rate():
+    task = Classification(ToyModel(), nn.CrossEntropyLoss())
+    old, new = task.param_groups(OptimConfig(lr=0.1, new_layers_lr=0.3))
+    assert (old["lr"], new["lr"]) == (0.1, 0.3)
+    assert {id(p) for p in new["params"]} == {id(p) for p in task.model.classifier.parameters()}
+    with pytest.raises(ValueError, match=r"optim\.new_layers: expected some of backbone, classifier, got 'layer9'"):
+        task.param_groups(OptimConfig(new_layers=("layer9",)))
+
+
+def test_a_configuration_comes_back_from_its_file(tmp_path):
+    config = _config(lr=0.25, new_layers=("classifier", "backbone"), clip_grad_norm=1.0)
+    save_config(config, tmp_path / "c.json")
+    assert load_config(ToyConfig, tmp_path / "c.json") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1}, "unknown field 'learning_rate'"),
+        ({"optim": {"lr": "fast"}}, "lr: expected float, got 'fast'"),
+        ({"engine": {"precision": "fp8"}}, "precision: expected .* got 'fp8'"),
+        ({"optim": 3}, "expected an object with the fields of OptimConfig"),
+    ],
+)
+def test_a_bad_configuration_is_named(change, message, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(change))
+    with pytest.raises(ValueError, match=message):
+        load_config(ToyConfig, tmp_path / "c.json")
+
+
+def test_a_lock_of_a_dead_process_is_taken_over(tmp_path):
+    with open_run(tmp_path, _config()):
+        held = json.loads((tmp_path / "run.lock").read_text())
+        with pytest.raises(RunLocked, match=f"process {os.getpid()}"):
+            open_run(tmp_path, _config()).__enter__()
+    held["started"] = "1"  # another process with this number
+    (tmp_path / "run.lock").write_text(json.dumps(held))
+    with open_run(tmp_path, _config()) as run:
+        assert isinstance(run, RunFolder)
+    (tmp_path / "run.lock").write_text(json.dumps({**held, "host": "elsewhere"}))
+    with pytest.raises(RunLocked, match="on elsewhere; if that run is dead, delete"):
+        open_run(tmp_path, _config()).__enter__()
+
+
+def test_processes():
+    assert current_process({}) == Process()
+    assert current_process({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}).launched
+    with pytest.raises(RuntimeError, match="WORLD_SIZE is 2"):
+        current_process({"RANK": "0", "WORLD_SIZE": "2"})
+    shards = [list(Process(rank, 3).shard(10)) for rank in range(3)]
+    assert sorted(functools.reduce(operator.iadd, shards, [])) == list(range(10))
+
+
+def test_toy_runs_are_comparable(tmp_path):
+    train(tmp_path, _config(epochs=1))
+    assert set(traces(tmp_path)) >= {"first.safetensors", "last.safetensors", "metrics.csv"}

@@ -1,0 +1,241 @@
+"""A run that was interrupted ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import toy_training
+from toy_training import Child, ToyConfig, ToyImages, open_run, toy_stages, traces, train
+
+from fgvc_ext.training import CheckpointCorrupt, ConfigMismatch, Preempted
+from fgvc_ext.training.interruption import StopRequest
+from fgvc_ext.training.loop import Trainer
+
+STEPS_PER_EPOCH = 4  # 33 images in batches of 8: the 33rd joins the last batch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, str]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(folder, ToyConfig())
+    return traces(folder)
+
+
+class _StopAt(StopRequest):
+    """Asks to stop after so many questions: one a training step, one an evaluation batch, one an epoch."""
+
+    questions = 0
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    @property
+    def received(self):
+        type(self).questions += 1
+        return signal.SIGTERM if type(self).questions >= self.at else None
+
+    @received.setter
+    def received(self, value) -> None:
+        pass
+
+
+def _interrupt(folder: Path, config: ToyConfig, at: int) -> None:
+    _StopAt.questions = 0
+    with pytest.raises(Preempted), open_run(folder, config) as run:  # noqa: PT012 (the loop is what run_stages does)
+        for stage in toy_stages(config):
+            if not run.is_done(stage.name):
+                Trainer(stage, run, config.engine, _StopAt(at), is_last=stage.name == "second").fit()
+    assert run.data["status"] == "preempted"
+
+
+# steps 1–4 of an epoch, the evaluation's batch, the epoch's end; the last ones of a stage; the first of the second
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 6, 7, 12, 16, 17, 18, 19])
+def test_stopped_anywhere_and_continued(at, uninterrupted, tmp_path):
+    _interrupt(tmp_path, ToyConfig(), at)
+    train(tmp_path, ToyConfig())
+    assert traces(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 2), (2, 2)])
+def test_workers_change_nothing(before, after, uninterrupted, tmp_path):
+    config = ToyConfig()
+    _interrupt(tmp_path, replace(config, engine=replace(config.engine, workers=before)), 7)
+    train(tmp_path, replace(config, engine=replace(config.engine, workers=after)))
+    assert traces(tmp_path) == uninterrupted
+
+
+def test_another_seed_gives_another_run(uninterrupted, tmp_path):
+    train(tmp_path, ToyConfig(seed=8))
+    assert traces(tmp_path)["last.safetensors"] != uninterrupted["last.safetensors"]
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    train(tmp_path, ToyConfig(stages=1))
+    before = traces(tmp_path)
+    tasks = train(tmp_path, ToyConfig(stages=1))
+    assert traces(tmp_path) == before
+    assert not tasks["first"].training
+
+
+def test_a_stage_whose_output_was_changed_is_not_done(tmp_path):
+    train(tmp_path, ToyConfig(stages=1))
+    before = traces(tmp_path)
+    (tmp_path / "weights/first.safetensors").write_bytes(b"other")
+    train(tmp_path, ToyConfig(stages=1))
+    assert traces(tmp_path) == before
+
+
+def _damage(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "one bit":
+        data[len(data) // 2] ^= 1
+    file.write_bytes({"one bit": data, "one byte less": data[:-1], "half": data[: len(data) // 2], "empty": b""}[how])
+
+
+@pytest.mark.parametrize("how", ["one bit", "one byte less", "half", "empty"])
+def test_a_damaged_checkpoint_is_passed_over(how, uninterrupted, tmp_path):
+    _interrupt(tmp_path, ToyConfig(), 9)
+    newest = max((tmp_path / "checkpoints").glob("*.pt"))
+    _damage(newest, how)
+    with pytest.warns(UserWarning, match=f"{newest.name}.*going back"):
+        train(tmp_path, ToyConfig())
+    assert traces(tmp_path) == uninterrupted
+
+
+def test_all_checkpoints_damaged_is_an_error(tmp_path):
+    _interrupt(tmp_path, ToyConfig(), 9)
+    for file in (tmp_path / "checkpoints").glob("*.pt"):
+        _damage(file, "half")
+    with (
+        pytest.warns(UserWarning, match="going back"),
+        pytest.raises(CheckpointCorrupt, match=r"no checkpoint of .* is whole"),
+    ):
+        train(tmp_path, ToyConfig())
+
+
+def test_resume_from_a_given_checkpoint(uninterrupted, tmp_path):
+    train(tmp_path, ToyConfig())
+    older = min((tmp_path / "checkpoints").glob("first*.pt"))
+    train(tmp_path, ToyConfig(resume=str(older)))
+    assert traces(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("resume", "error"), [("must", "nothing to resume"), ("no/such/file.pt", "expected auto, must")]
+)
+def test_resume_without_a_run(resume, error, tmp_path):
+    with pytest.raises(FileNotFoundError, match=error):
+        train(tmp_path, ToyConfig(resume=resume))
+
+
+def test_never_resume_refuses_a_folder_with_a_run(tmp_path):
+    train(tmp_path, ToyConfig(stages=1, resume="never"))
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(tmp_path, ToyConfig(stages=1, resume="never"))
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    _interrupt(tmp_path, ToyConfig(), 5)
+    config = ToyConfig()
+    config.optim.lr = 0.02
+    with pytest.raises(ConfigMismatch, match=r"optim\.lr: 0\.05 in the run, 0\.02 now"):
+        train(tmp_path, config)
+    assert open_run(tmp_path, ToyConfig()).file.read_text().count('"preempted"') == 1
+
+
+def test_another_class_list_is_refused_by_name(tmp_path):
+    _interrupt(tmp_path, ToyConfig(), 5)
+    with pytest.raises(ConfigMismatch, match="data set: classes"):
+        train(tmp_path, ToyConfig(classes=4))
+
+
+def test_another_input_of_a_stage_is_refused_by_name(tmp_path):
+    config = ToyConfig(stages=1)
+    _interrupt(tmp_path, config, 5)
+    (stage,) = toy_stages(config)
+    stage.inputs = {"weights": "abc"}
+    with (
+        pytest.raises(ConfigMismatch, match='weights: absent in the run, "abc" now'),
+        open_run(tmp_path, config) as run,
+    ):
+        Trainer(stage, run, config.engine, StopRequest(), is_last=True).fit()
+
+
+# ------------------------------------------------------------------ real signals to real processes
+
+
+def _start(folder: Path, *arguments: str) -> Child:
+    return Child(folder / "output.txt", toy_training.main, [str(folder), *arguments])
+
+
+def _wait_for(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_exits_with_75(workers, uninterrupted, tmp_path):
+    process = _start(tmp_path, f"engine.workers={workers}", "engine.checkpoint_every=1000")
+    _wait_for(lambda: (tmp_path / "metrics.csv").exists())
+    process.process.terminate()
+    code, output = process.ended()
+    assert code == 75, output
+    assert "SIGTERM received; saved at epoch" in output
+    train(tmp_path, ToyConfig())
+    assert traces(tmp_path) == uninterrupted
+
+
+def _kill_until_done(folder: Path, rounds: int, *arguments: str) -> int:
+    """Start the run again and again, killing it ever later; returns how often it was killed."""
+    dice = random.Random(0)
+    for kills in range(rounds):
+        process = _start(folder, *arguments)
+        _wait_for(lambda p=process.process: (folder / "run.lock").exists() or not p.is_alive())
+        time.sleep(dice.uniform(0, 0.25))
+        process.process.kill()
+        if process.ended()[0] == 0:
+            return kills
+    code, output = _start(folder, *arguments).ended()
+    assert code == 0, output
+    return rounds
+
+
+def test_killed_at_random_times(uninterrupted, tmp_path):
+    assert _kill_until_done(tmp_path, 5, "engine.checkpoint_every=1") > 0
+    assert traces(tmp_path) == uninterrupted
+
+
+@pytest.mark.slow
+def test_killed_at_random_times_many_times(uninterrupted, tmp_path):
+    assert _kill_until_done(tmp_path, 20, "engine.checkpoint_every=1") > 0
+    assert traces(tmp_path) == uninterrupted
+
+
+def test_a_live_run_keeps_its_folder(tmp_path):
+    with open_run(tmp_path, ToyConfig()):
+        code, output = _start(tmp_path).ended()
+    assert code == 1
+    assert f"is in use by process {os.getpid()}" in output
+
+
+def test_toy_images_are_stable():
+    assert torch.equal(ToyImages(3).load(1), ToyImages(3).load(1))

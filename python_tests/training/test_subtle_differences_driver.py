@@ -1,0 +1,176 @@
+"""train/subtle_differences.py from its command line to its report, in miniature."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgvc_ext.models import SubtleDifferences, build_backbone
+from fgvc_ext.training.state import load_weights_file
+
+DRIVER = Path(__file__).parents[2] / "train/subtle_differences.py"
+SMALL = [
+    "--data.classes",
+    "4",
+    "--data.train-per-class",
+    "6",
+    "--data.test-per-class",
+    "3",
+    "--data.image-size",
+    "48",
+    "--data.resize",
+    "48",
+    "--data.crop",
+    "40",
+    "--optim.epochs",
+    "1",
+    "--optim.batch-size",
+    "8",
+    "--optim.warmup-epochs",
+    "0",
+]
+
+
+@pytest.fixture(scope="module")
+def driver():
+    specification = importlib.util.spec_from_file_location("subtle_differences_driver", DRIVER)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finished(driver, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    assert driver.main(["demo", "--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+def test_the_demo_writes_everything(finished):
+    run = json.loads((finished / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert [(stage["name"], stage["status"]) for stage in run["stages"]] == [("plain", "done"), ("ours", "done")]
+    assert {"last", "five_crop", "best_test"} <= set(run["stages"][1]["accuracy"])
+    for name in (
+        "config.json",
+        "metrics.csv",
+        "metrics.jsonl",
+        "curves.png",
+        "report.html",
+        "figures/activation_maps.png",
+    ):
+        assert (finished / name).stat().st_size > 0, name
+    page = (finished / "report.html").read_text()
+    assert "plain" in page
+    assert "ours" in page
+    assert "Where the models look" in page
+
+
+def test_the_weights_carry_what_prediction_needs(finished):
+    state, metadata = load_weights_file(finished / "weights/last.safetensors")
+    assert metadata["method"] == "subtle_differences"
+    assert len(metadata["classes"]) == 4
+    assert metadata["preprocessing"]["crop"] == 40
+    model = SubtleDifferences(build_backbone(**metadata["backbone"]), len(metadata["classes"])).eval()
+    model.load_state_dict(state)
+    assert model(torch.zeros(1, 3, 40, 40)).shape == (1, 4)
+
+
+def test_a_configuration_file_repeats_the_run(driver, finished, tmp_path):
+    out = tmp_path / "again"
+    arguments = ["--config", str(finished / "config.json"), "--out", str(out), "--report", "False"]
+    assert driver.main(arguments) == 0
+    name = "weights/last.safetensors"
+    assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_finished_run_only_reports_again(driver, finished, capsys):
+    before = (finished / "metrics.csv").read_bytes()
+    assert driver.main(["demo", "--out", str(finished), *SMALL, "--report", "False"]) == 0
+    assert (finished / "metrics.csv").read_bytes() == before
+    assert "ours: last" in capsys.readouterr().out
+
+
+def test_another_configuration_in_the_same_folder_is_refused(driver, finished, capsys):
+    assert driver.main(["demo", "--out", str(finished), *SMALL, "--method.alpha", "0.2"]) == 1
+    assert "method.alpha: 0.1 in the run, 0.2 now" in capsys.readouterr().err
+
+
+def test_dry_run_shows_shapes_and_writes_nothing(driver, tmp_path, capsys):
+    assert driver.main(["demo", "--out", str(tmp_path / "x"), *SMALL, "--dry-run", "True"]) == 0
+    assert "images [3, 40, 40] -> maps [1, 4, 3, 3]" in capsys.readouterr().out
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_unknown_preset_is_an_error(driver, capsys):
+    with pytest.raises(SystemExit) as caught:
+        driver.main(["birds"])
+    assert caught.value.code == 2
+    assert "birds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cub"], "needs the folder that holds it: --data.root"),
+        (["folder", "--data.root", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["demo", *SMALL, "--model.backbone", "resnet17"], "expected one of resnet10_narrow"),
+        (["demo", *SMALL, "--optim.new-layers", "layer9"], "optim.new_layers: expected some of stem"),
+        (["demo", *SMALL, "--method.k", "0"], "k"),
+        (["demo", *SMALL, "--resume", "must"], "nothing to resume"),
+    ],
+)
+def test_errors_are_one_clear_line(driver, arguments, message, tmp_path, capsys):
+    assert driver.main([*arguments, "--out", str(tmp_path / "x")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_the_ablations_differ(driver):
+    def loss_and_block(*arguments: str) -> tuple[str, bool]:
+        config = driver.read_arguments(["demo", *SMALL, *arguments])
+        task = driver.build_task(config, config.method, 4)
+        task.start_epoch(0)
+        return type(task.loss).__name__, task.model.diversification is not None
+
+    assert loss_and_block() == ("GradientBoostingCrossEntropyLoss", True)
+    assert loss_and_block("--method.gce", "False") == ("CrossEntropyLoss", True)
+    assert loss_and_block("--method.diversification", "False") == ("GradientBoostingCrossEntropyLoss", False)
+    assert loss_and_block("--method.gce-from-epoch", "1") == ("CrossEntropyLoss", True)
+
+
+def test_the_papers_recipe_is_the_cub_preset(driver):
+    config = driver.read_arguments(["cub", "--data.root", "x"])
+    optim = config.optim
+    assert (config.model.backbone, config.data.resize, config.data.crop) == ("resnet50", 600, 448)
+    assert (optim.lr, optim.step_epochs, optim.step_factor, optim.momentum) == (0.001, 50, 0.1, 0.9)
+    assert (optim.weight_decay, optim.batch_size, optim.epochs, optim.schedule) == (1e-4, 32, 150, "step")
+    assert (config.method.alpha, config.method.k) == (0.1, 15)
+
+
+@pytest.mark.slow
+def test_a_killed_demo_ends_with_the_same_weights(driver, finished, tmp_path):
+    command = [sys.executable, str(DRIVER), "demo", "--out", str(tmp_path / "run"), *SMALL, "--report", "False"]
+    command += ["--engine.checkpoint-every", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for wait in (0.1, 0.6, 1.1):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        while not (tmp_path / "run/run.lock").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
+    for name in ("plain", "ours", "last"):
+        file = f"weights/{name}.safetensors"
+        assert (tmp_path / "run" / file).read_bytes() == (finished / file).read_bytes()
