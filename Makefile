@@ -35,17 +35,17 @@ demo: $(VENV)/built
 	$(BIN)/python train/subtle_differences.py demo --out runs/demo $(ARGS)
 
 test: $(VENV)/built-for-tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 test-all: $(VENV)/built-for-tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 # The libraries built above, unchanged, under another torch in an environment of its own: make test-torch TORCH=2.13.0
 test-torch: $(VENV)/built-for-tests
 	@test -n "$(TORCH)" || { echo "usage: make test-torch TORCH=2.13.0"; exit 2; }
 	test -x .venv-torch-$(TORCH)/bin/python || $(PYTHON) -m venv .venv-torch-$(TORCH)
 	.venv-torch-$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy pytest pytest-xdist pytest-timeout hypothesis setuptools
-	PYTHONPATH="$(CURDIR)" .venv-torch-$(TORCH)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" python_tests/ops $(ARGS)
+	PYTHONPATH="$(CURDIR)" .venv-torch-$(TORCH)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" python_tests/ops $(ARGS)
 
 bench: $(VENV)/built
 	$(BIN)/python benchmarks/run.py $(ARGS)

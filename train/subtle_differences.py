@@ -12,10 +12,11 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from fgvc_ext.data import BrokenImageError, eval_transform
 from fgvc_ext.explain.comparison import ModelView, explain_models
@@ -32,6 +33,7 @@ from fgvc_ext.training import (
     RunFolder,
     RunLocked,
     Stage,
+    Task,
     load_config,
     run_stages,
 )
@@ -169,7 +171,7 @@ def stages(config: Config, datasets: Datasets) -> list[Stage]:
     return [
         Stage(
             name=name,
-            build=lambda method=method: build_task(config, method, len(datasets.train.classes)),
+            build=partial(build_task, config, method, len(datasets.train.classes)),
             optim=config.optim,
             train=training_samples(datasets, config.data, config.engine),
             evaluations=evaluation_samples(datasets, config.data),
@@ -188,22 +190,31 @@ def stages(config: Config, datasets: Datasets) -> list[Stage]:
     ]
 
 
-def view(task: Classification) -> ModelView:
+def network(task: Task) -> SubtleDifferences:
+    """The network within a task, in evaluation mode."""
+    model = task.eval().model
+    assert isinstance(model, SubtleDifferences)
+    return model
+
+
+def view(model: SubtleDifferences) -> ModelView:
     """A trained network as the report sees it: functions of images on the CPU."""
-    model: SubtleDifferences = task.eval().model
     device = next(model.parameters()).device
+
+    def masks(images: Tensor, seed: Tensor) -> Tensor:
+        return model.suppression_mask(images.to(device), seed.to(device))
+
     return ModelView(
         maps=lambda images: model.class_activation_maps(images.to(device)),
         features=lambda images: model.backbone(images.to(device)).mean((2, 3)),
-        masks=model.diversification
-        and (lambda images, seed: model.suppression_mask(images.to(device), seed.to(device))),
+        masks=masks if model.diversification is not None else None,
     )
 
 
-def write_report(config: Config, datasets: Datasets, tasks: dict[str, Classification]) -> Path:
+def write_report(config: Config, datasets: Datasets, tasks: dict[str, Task]) -> Path:
     """Figures of the test images, seen by every stage's network, and report.html; returns its path."""
     crop = (config.data.resize, config.data.crop)
-    models = {name: view(task) for name, task in tasks.items()}
+    models = {name: view(network(task)) for name, task in tasks.items()}
     prepare, frame = eval_transform(*crop), CentreCrop(*crop)
     explain_models(config.out, datasets.test, models, prepare=prepare, frame=frame, seed=config.seed)
     return write_run_report(config.out)
@@ -214,9 +225,9 @@ def show_plan(config: Config, datasets: Datasets) -> None:
     for name, value in dataclasses.asdict(config).items():
         print(f"{name}: {value}")
     for stage in stages(config, datasets):
-        task = stage.build().eval()
-        image = stage.train[(0, 0)]["image"]
-        maps = task.model.class_activation_maps(image[None])
+        model = network(stage.build())
+        image = eval_transform(config.data.resize, config.data.crop)(datasets.train.load(0))
+        maps = model.class_activation_maps(image[None])
         print(f"{stage.name}: {len(stage.train)} images {list(image.shape)} -> maps {list(maps.shape)}")
 
 

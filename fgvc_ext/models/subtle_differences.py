@@ -40,7 +40,7 @@ class SubtleDifferences(nn.Module):
         self.classifier = nn.Conv2d(backbone.channels, num_classes, kernel_size=1)
         # Small scores at the start, as for a linear layer after pooling: the mean over positions is that layer.
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        nn.init.constant_(self.classifier.bias, 0.0)  # type: ignore[arg-type]
         block = Diversification2d(p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha)
         self.diversification = block if diversification else None
 

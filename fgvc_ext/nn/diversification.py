@@ -1,3 +1,5 @@
+from typing import Any
+
 from torch import Tensor, nn
 
 from .. import ops
@@ -29,7 +31,7 @@ class Diversification2d(nn.Module):
         self.last_seed = seed
         return ops.diversify(maps, alpha=self.alpha, seed=seed, **self.mask_options())
 
-    def mask_options(self) -> dict[str, float]:
+    def mask_options(self) -> dict[str, Any]:
         """The keyword arguments of :func:`fgvc_ext.ops.suppression_mask` that describe this block."""
         return {"p_peak": self.p_peak, "p_patch": self.p_patch, "patch_size": self.patch_size}
 

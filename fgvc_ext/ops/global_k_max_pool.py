@@ -106,9 +106,8 @@ def _fake_backward(
     features = (
         torch.empty_strided(size, stride, dtype=grad.dtype, device=grad.device) if grad_features else grad.new_empty(0)
     )
-    return features, grad.new_empty(
-        indices.shape[2] if grad_weight else 0, dtype=weight.dtype if grad_weight else grad.dtype
-    )
+    weights = weight.new_empty(weight.shape) if weight is not None and grad_weight else grad.new_empty(0)
+    return features, weights
 
 
 if has_schemas():

@@ -154,10 +154,11 @@ class Classification(Task):
 
     def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
         """One group at config.lr, one with the layers of config.new_layers at config.new_layers_lr."""
-        groups = self.model.parameter_groups()
+        groups: dict[str, list[nn.Parameter]] = self.model.parameter_groups()  # type: ignore[operator]
         if unknown := [name for name in config.new_layers if name not in groups]:
             raise ValueError(f"optim.new_layers: expected some of {', '.join(groups)}, got {unknown[0]!r}")
-        old, new = [], []
+        old: list[nn.Parameter] = []
+        new: list[nn.Parameter] = []
         for name, parameters in groups.items():
             (new if name in config.new_layers else old).extend(p for p in parameters if p.requires_grad)
         rate = config.lr if config.new_layers_lr is None else config.new_layers_lr

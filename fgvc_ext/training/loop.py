@@ -102,7 +102,7 @@ class Trainer:
         torch.manual_seed(seed)
         layout = torch.channels_last if self.engine.channels_last else torch.preserve_format
         optim = self.stage.optim
-        self.task = self.stage.build().to(self.device, memory_format=layout)
+        self.task = self.stage.build().to(self.device).to(memory_format=layout)
         self.forward = torch.compile(self.task) if self.engine.compile else self.task
         self.optimizer = build_optimizer(self.task.param_groups(optim), optim)
         self.scheduler = build_scheduler(self.optimizer, optim, self.batches.steps_per_epoch)

@@ -179,7 +179,7 @@ def load_checkpoint(file: str | Path) -> dict[str, Any]:
 def random_state() -> dict[str, Any]:
     """The generators of torch, Python and NumPy, as tensors and plain values."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
