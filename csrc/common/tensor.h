@@ -1,6 +1,7 @@
 // What the host side of every operator needs of a tensor, on the stable ABI; the same for CPU and CUDA.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -46,21 +47,29 @@ inline Layout4 layout_of(const Tensor& tensor) {
           {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
 }
 
+// Allocates without the dispatcher, which would cost several microseconds a tensor.
+inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride,
+                            ScalarType dtype) {
+  int32_t device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                                         type, device, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
+  return empty_strided(like, size, stride, like.scalar_type());
+}
+
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
-  return torch::stable::new_empty(like, size, dtype);
+  std::vector<int64_t> stride(size.size());
+  int64_t elements = 1;
+  for (size_t i = size.size(); i-- > 0; elements *= std::max<int64_t>(size[i], 1)) stride[i] = elements;
+  return empty_strided(like, size, stride, dtype);
 }
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
   return empty(like, size, like.scalar_type());
-}
-
-inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
-  int32_t device, dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                                         dtype, device, like.get_device_index(), &handle));
-  return Tensor(handle);
 }
 
 inline Tensor as_dense(const Tensor& tensor) {

@@ -100,15 +100,21 @@ FGVC_INLINE void write_bits(uint8_t* bits, int64_t start, int64_t positions, uin
 
 // The largest values of a map, lane by lane; NaN is passed over.
 FGVC_INLINE Floats lane_maxima(const float* map, int64_t positions) {
-  Floats largest = broadcast(-__builtin_inff());
+  const float lowest = -__builtin_inff();
+  Floats even = broadcast(lowest), odd = even;  // two chains, so that neither waits for itself
   int64_t i = 0;
-  for (; i + kLanes <= positions; i += kLanes) largest = maximum(load(map + i), largest);
-  return i < positions ? maximum(load_partial(map + i, positions - i, -__builtin_inff()), largest) : largest;
+  for (; i + 2 * kLanes <= positions; i += 2 * kLanes) {
+    even = maximum(load(map + i), even);
+    odd = maximum(load(map + i + kLanes), odd);
+  }
+  even = maximum(load_within(map, i, positions, lowest), even);
+  odd = maximum(load_within(map, i + kLanes, positions, lowest), odd);
+  return maximum(odd, even);
 }
 
-// Lane sums of M' over one map (eq. 6–8); writes the map's bits.
+// Lane sums of M' over one map (eq. 6–8); writes the map's bits. `next` is the map to bring into the cache meanwhile.
 FGVC_INLINE Floats suppress(const float* map, int64_t positions, const uint32_t* map_bits, bool hide_peaks, float peak,
-                            float alpha, uint8_t* bits) {
+                            float alpha, const float* next, uint8_t* bits) {
   const Floats peaks_are = broadcast(peak), nothing = {};
   const uint32_t hidden_peaks = hide_peaks ? 0xFFFF : 0;
   Floats visible = {}, hidden = {};
@@ -126,6 +132,7 @@ FGVC_INLINE Floats suppress(const float* map, int64_t positions, const uint32_t*
   int64_t start = 0;
   for (; start + kTile <= positions; start += kTile) {
     for (int part = 0; part < kTileParts; ++part) x[part] = load(map + start + part * kLanes);
+    __builtin_prefetch(next + start);
     const uint16_t suppressed = static_cast<uint16_t>(sixteen(start, x, 0xFFFF));
     std::memcpy(bits + start / 8, &suppressed, 2);
   }
@@ -139,9 +146,9 @@ FGVC_INLINE Floats suppress(const float* map, int64_t positions, const uint32_t*
 
 // Sums of M' of up to kLanes maps, `pitch` apart. Maxima and sums are taken over one map a lane, so that no map waits
 // for the lanes of another.
-static __attribute__((noinline)) void suppress_maps(const Diversify& op, const float* rows, int64_t pitch, int64_t maps,
-                                                    const uint32_t* map_bits, uint32_t hide_peaks, uint8_t* bits,
-                                                    float* totals) {
+static __attribute__((noinline)) void suppress_maps(const Diversify& op, const float* rows, int64_t pitch,
+                                                    int64_t ahead, int64_t maps, const uint32_t* map_bits,
+                                                    uint32_t hide_peaks, uint8_t* bits, float* totals) {
   const int64_t positions = op.layout.positions(), bytes = op.bytes_per_map();
   const float alpha = static_cast<float>(op.alpha);
   Floats lanes[kLanes];
@@ -153,7 +160,7 @@ static __attribute__((noinline)) void suppress_maps(const Diversify& op, const f
   store(peak, lanes[0]);
   for (int64_t lane = 0; lane < maps; ++lane)
     lanes[lane] = suppress(rows + lane * pitch, positions, map_bits + lane, hide_peaks >> lane & 1, peak[lane], alpha,
-                           bits + lane * bytes);
+                           rows + lane * pitch + ahead, bits + lane * bytes);
   transpose(lanes);
   for (int i = 1; i < kLanes; ++i) lanes[0] += lanes[i];
   std::memcpy(totals, &lanes[0], maps * sizeof(float));
@@ -163,7 +170,8 @@ static __attribute__((noinline)) void suppress_maps(const Diversify& op, const f
     const float* map = rows + lane * pitch;
     bool nan = false;  // or else infinities of both signs
     for (int64_t i = 0; i < positions; ++i) nan |= map[i] != map[i];
-    if (nan) suppress(map, positions, map_bits + lane, false, totals[lane], alpha, bits + lane * bytes);  // no peaks
+    if (nan)
+      suppress(map, positions, map_bits + lane, false, totals[lane], alpha, map, bits + lane * bytes);  // no peaks
   }
 }
 
@@ -187,7 +195,7 @@ FGVC_INLINE double suppress(const double* map, int64_t positions, const uint32_t
   }
   return total;
 }
-FGVC_INLINE void suppress_maps(const Diversify& op, const double* rows, int64_t pitch, int64_t maps,
+FGVC_INLINE void suppress_maps(const Diversify& op, const double* rows, int64_t pitch, int64_t, int64_t maps,
                                const uint32_t* map_bits, uint32_t hide_peaks, uint8_t* bits, double* totals) {
   for (int64_t map = 0; map < maps; ++map)
     totals[map] = suppress(rows + map * pitch, op.layout.positions(), map_bits + map, hide_peaks >> map & 1, op.alpha,
@@ -206,11 +214,12 @@ FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end
     const uint32_t hide_peaks = draw_patches(op, tile, row, map_bits);
     int64_t pitch;
     const Value* rows = tile_rows(static_cast<const T*>(op.maps), op.layout, tile, rows_scratch, pitch);
+    const int64_t ahead = rows == rows_scratch ? 0 : kLanes * pitch;  // scratch is in the cache already
     const int64_t first = tile.sample * op.layout.channels + tile.channel;
     Value totals[kTile];
     for (int64_t c = 0; c < tile.channels; c += kLanes) {
       const int64_t left = tile.channels - c;
-      suppress_maps(op, rows + c * pitch, pitch, left < kLanes ? left : kLanes, map_bits + c, hide_peaks >> c,
+      suppress_maps(op, rows + c * pitch, pitch, ahead, left < kLanes ? left : kLanes, map_bits + c, hide_peaks >> c,
                     op.bits + (first + c) * bytes, totals + c);
     }
     for (int64_t c = 0; c < tile.channels; ++c)

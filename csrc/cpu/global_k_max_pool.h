@@ -99,7 +99,8 @@ FGVC_INLINE void stripe_maxima(const float* map, int64_t positions, Floats maxim
 constexpr int64_t kBlock = 512;
 
 // Indices of what is not below `bound`, NaN included, in order, to `found`; stops when there are more than 16.
-FGVC_INLINE int64_t collect_candidates(const float* map, int64_t positions, float bound,
+// `next` is the map to bring into the cache meanwhile.
+FGVC_INLINE int64_t collect_candidates(const float* map, int64_t positions, float bound, const float* next,
                                        int32_t found[kBlock + 3 * kStripes]) {
   const Floats bounds = broadcast(bound);
   int64_t count = 0;
@@ -112,6 +113,7 @@ FGVC_INLINE int64_t collect_candidates(const float* map, int64_t positions, floa
       const uint32_t bits = ~less_bits(load(map + i), bounds) & kAllLanes;
       compress_store(to, bits, index);
       to += __builtin_popcount(bits);
+      __builtin_prefetch(next + i);
     }
     if (i < end) {
       const uint32_t bits = ~less_bits(load_partial(map + i, end - i, bound), bounds) & ((1u << (end - i)) - 1);
@@ -129,9 +131,9 @@ struct Ranks {
   uint32_t unranked;  // lanes whose map needs another way: NaN, −inf among the k largest, or too many candidates
 };
 
-// The k ≤ Capacity largest of kLanes maps, one map a lane.
+// The k ≤ Capacity largest of kLanes maps, one map a lane. The next ones stand `ahead` values further on.
 template <int Capacity>
-FGVC_INLINE void rank_maps(const float* const map[kLanes], int64_t positions, int k, Ranks& ranks) {
+FGVC_INLINE void rank_maps(const float* const map[kLanes], int64_t positions, int k, int64_t ahead, Ranks& ranks) {
   const Floats lowest = broadcast(-__builtin_inff());
 
   Floats stripes[kParts][kLanes], top[Capacity];
@@ -157,7 +159,8 @@ FGVC_INLINE void rank_maps(const float* const map[kLanes], int64_t positions, in
   int32_t all_found[kBlock + 3 * kStripes], found[kLanes][kStripes], counts[kLanes], most = 0;
   store(bound, top[k - 1]);
   for (int lane = 0; lane < kLanes; ++lane) {
-    counts[lane] = static_cast<int32_t>(collect_candidates(map[lane], positions, bound[lane], all_found));
+    counts[lane] =
+        static_cast<int32_t>(collect_candidates(map[lane], positions, bound[lane], map[lane] + ahead, all_found));
     most = counts[lane] > most ? counts[lane] : most;
     std::memcpy(found[lane], all_found, sizeof(found[lane]));
   }
@@ -210,16 +213,16 @@ static __attribute__((noinline)) void select_largest(const Value* map, int64_t p
 }
 
 // The k largest of up to kLanes maps, `pitch` apart: values and indices [maps,k].
-static __attribute__((noinline)) void select_of_maps(const float* rows, int64_t pitch, int64_t maps, int64_t positions,
-                                                     int64_t k, float* values, int32_t* indices) {
+static __attribute__((noinline)) void select_of_maps(const float* rows, int64_t pitch, int64_t ahead, int64_t maps,
+                                                     int64_t positions, int64_t k, float* values, int32_t* indices) {
   uint32_t unranked = kAllLanes;
   if (k <= kStripes) {
     const float* map[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) map[lane] = rows + (lane < maps ? lane : maps - 1) * pitch;
     Ranks ranks;
-    k == 1   ? rank_maps<1>(map, positions, 1, ranks)
-    : k <= 4 ? rank_maps<4>(map, positions, static_cast<int>(k), ranks)
-             : rank_maps<kStripes>(map, positions, static_cast<int>(k), ranks);
+    k == 1   ? rank_maps<1>(map, positions, 1, ahead, ranks)
+    : k <= 4 ? rank_maps<4>(map, positions, static_cast<int>(k), ahead, ranks)
+             : rank_maps<kStripes>(map, positions, static_cast<int>(k), ahead, ranks);
     for (int64_t rank = 0; rank < k; ++rank)
       for (int64_t lane = 0; lane < maps; ++lane) {
         values[lane * k + rank] = ranks.values[rank][lane];
@@ -230,7 +233,7 @@ static __attribute__((noinline)) void select_of_maps(const float* rows, int64_t 
   for (int64_t lane = 0; lane < maps; ++lane)
     if (unranked >> lane & 1) select_largest(rows + lane * pitch, positions, k, values + lane * k, indices + lane * k);
 }
-FGVC_INLINE void select_of_maps(const double* rows, int64_t pitch, int64_t maps, int64_t positions, int64_t k,
+FGVC_INLINE void select_of_maps(const double* rows, int64_t pitch, int64_t, int64_t maps, int64_t positions, int64_t k,
                                 double* values, int32_t* indices) {
   for (int64_t map = 0; map < maps; ++map)
     select_largest(rows + map * pitch, positions, k, values + map * k, indices + map * k);
@@ -255,12 +258,13 @@ FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end
     const Tile tile = tile_at(op.layout, number);
     int64_t pitch;
     const Value* rows = tile_rows(static_cast<const T*>(op.features), op.layout, tile, rows_scratch, pitch);
+    const int64_t ahead = rows == rows_scratch ? 0 : kLanes * pitch;  // scratch is in the cache already
     const int64_t first = tile.sample * op.layout.channels + tile.channel;
     Value* values = op.values ? static_cast<Value*>(op.values) + first * k : own_values;
     for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
       const int64_t left = tile.channels - channel;
-      select_of_maps(rows + channel * pitch, pitch, left < kLanes ? left : kLanes, positions, k, values + channel * k,
-                     indices + channel * k);
+      select_of_maps(rows + channel * pitch, pitch, ahead, left < kLanes ? left : kLanes, positions, k,
+                     values + channel * k, indices + channel * k);
     }
     for (int64_t channel = 0; channel < tile.channels; ++channel)
       static_cast<T*>(op.output)[first + channel] =
