@@ -17,6 +17,9 @@ FGVC_HOST_DEVICE inline int64_t tiles(const Layout4& layout) {
 // A map's row in scratch memory, padded to whole vectors of the widest instruction set.
 FGVC_HOST_DEVICE inline int64_t row_pitch(int64_t positions) { return (positions + 15) / 16 * 16; }
 
+// k-max pooling saves int16 indices for maps of up to this many positions.
+inline bool narrow_indices(const Layout4& layout) { return layout.positions() <= 32768; }
+
 struct GlobalKMaxPool {
   Dtype dtype;
   Layout4 layout;

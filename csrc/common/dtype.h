@@ -78,25 +78,27 @@ inline __attribute__((always_inline)) Half from_float<Half>(float x) {
 
 }  // namespace fgvc_ext
 
-// Runs `statement` with T as the storage type of `dtype`.
-#define FGVC_SWITCH_DTYPE(dtype, statement) \
-  do {                                      \
-    switch (dtype) {                        \
-      case ::fgvc_ext::Dtype::float32: {    \
-        using T = float;                    \
-        statement;                          \
-      } break;                              \
-      case ::fgvc_ext::Dtype::float64: {    \
-        using T = double;                   \
-        statement;                          \
-      } break;                              \
-      case ::fgvc_ext::Dtype::bfloat16: {   \
-        using T = ::fgvc_ext::BFloat16;     \
-        statement;                          \
-      } break;                              \
-      case ::fgvc_ext::Dtype::float16: {    \
-        using T = ::fgvc_ext::Half;         \
-        statement;                          \
-      } break;                              \
-    }                                       \
+// Runs `statement` with T as the storage type of `dtype`; BF16 and FP16 are what this side calls the 16-bit floats.
+#define FGVC_SWITCH_DTYPE_AS(dtype, BF16, FP16, statement) \
+  do {                                                     \
+    switch (dtype) {                                       \
+      case ::fgvc_ext::Dtype::float32: {                   \
+        using T = float;                                   \
+        statement;                                         \
+      } break;                                             \
+      case ::fgvc_ext::Dtype::float64: {                   \
+        using T = double;                                  \
+        statement;                                         \
+      } break;                                             \
+      case ::fgvc_ext::Dtype::bfloat16: {                  \
+        using T = BF16;                                    \
+        statement;                                         \
+      } break;                                             \
+      case ::fgvc_ext::Dtype::float16: {                   \
+        using T = FP16;                                    \
+        statement;                                         \
+      } break;                                             \
+    }                                                      \
   } while (0)
+#define FGVC_SWITCH_DTYPE(dtype, statement) \
+  FGVC_SWITCH_DTYPE_AS(dtype, ::fgvc_ext::BFloat16, ::fgvc_ext::Half, statement)

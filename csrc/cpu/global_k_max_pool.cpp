@@ -6,9 +6,6 @@ namespace {
 
 using torch::stable::parallel_for;
 
-// Positions whose index fits int16 are saved as such.
-bool narrow_indices(const Layout4& layout) { return layout.positions() <= 32768; }
-
 std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int64_t k,
                                                      const std::optional<Tensor>& weight, bool keep_values) {
   const Layout4 layout = layout_of(features);

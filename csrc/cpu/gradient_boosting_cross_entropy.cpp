@@ -2,15 +2,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common/tensor.h"
+#include "../common/gradient_boosting.h"
 #include "parallel.h"
 
 namespace fgvc_ext {
 namespace {
 
 using torch::stable::parallel_for;
-
-enum Reduction : int64_t { kNone, kMean, kSum };
 
 int64_t rows_per_task(int64_t classes) { return std::max<int64_t>(1, kValuesPerTask / classes); }
 
@@ -39,23 +37,6 @@ void reduce(const Tensor& losses, int64_t used, int64_t reduction, Tensor& loss,
   *scale.mutable_data_ptr<Value>() = factor;
   *loss.mutable_data_ptr<Value>() =
       reduction == kMean ? static_cast<Value>(total / static_cast<double>(used)) : static_cast<Value>(total);
-}
-
-GradientBoosting arguments(const Tensor& scores, const Tensor& target, int64_t k, int64_t ignore_index) {
-  STD_TORCH_CHECK(scores.dim() == 2 && scores.size(1) > 0, "scores must have shape [N,C] with C of at least 1");
-  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == scores.size(0) && target.scalar_type() == ScalarType::Long,
-                  "target must be int64 [", scores.size(0), "]");
-  return {dtype_of(scores),
-          scores.size(1),
-          scores.stride(0),
-          scores.stride(1),
-          scores.const_data_ptr(),
-          target.const_data_ptr<int64_t>(),
-          k,
-          ignore_index,
-          nullptr,
-          nullptr,
-          nullptr};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gradient_boosting_cross_entropy(const Tensor& scores, const Tensor& target,

@@ -6,7 +6,6 @@ namespace {
 
 using namespace cuda;
 
-bool narrow_indices(const Layout4& layout) { return layout.positions() <= 32768; }
 int64_t blocks_of(const Layout4& layout) { return ceil_divide(layout.maps(), kMapsPerBlock); }
 
 template <class T, int Capacity>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../common/gradient_boosting.h"
 #include "launch.cuh"
 
 namespace fgvc_ext {
@@ -9,27 +10,8 @@ namespace {
 
 using namespace cuda;
 
-enum Reduction : int64_t { kNone, kMean, kSum };
-
 // One warp needs no barriers; rows of more classes keep a whole block busy.
 constexpr int64_t kWarpClasses = 1024;
-
-GradientBoosting arguments(const Tensor& scores, const Tensor& target, int64_t k, int64_t ignore_index) {
-  STD_TORCH_CHECK(scores.dim() == 2 && scores.size(1) > 0, "scores must have shape [N,C] with C of at least 1");
-  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == scores.size(0) && target.scalar_type() == ScalarType::Long,
-                  "target must be int64 [", scores.size(0), "]");
-  return {dtype_of(scores),
-          scores.size(1),
-          scores.stride(0),
-          scores.stride(1),
-          scores.const_data_ptr(),
-          target.const_data_ptr<int64_t>(),
-          k,
-          ignore_index,
-          nullptr,
-          nullptr,
-          nullptr};
-}
 
 template <class Value>
 void reduce(const Launcher& launch, const GradientBoosting& op, int64_t samples, int64_t reduction, Tensor& loss,

@@ -63,25 +63,4 @@ inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace fgvc_ext
 
-// Runs `statement` with T as the storage type of `dtype`.
-#define FGVC_SWITCH_CUDA_DTYPE(dtype, statement) \
-  do {                                           \
-    switch (dtype) {                             \
-      case ::fgvc_ext::Dtype::float32: {         \
-        using T = float;                         \
-        statement;                               \
-      } break;                                   \
-      case ::fgvc_ext::Dtype::float64: {         \
-        using T = double;                        \
-        statement;                               \
-      } break;                                   \
-      case ::fgvc_ext::Dtype::bfloat16: {        \
-        using T = __nv_bfloat16;                 \
-        statement;                               \
-      } break;                                   \
-      case ::fgvc_ext::Dtype::float16: {         \
-        using T = __half;                        \
-        statement;                               \
-      } break;                                   \
-    }                                            \
-  } while (0)
+#define FGVC_SWITCH_CUDA_DTYPE(dtype, statement) FGVC_SWITCH_DTYPE_AS(dtype, __nv_bfloat16, __half, statement)
