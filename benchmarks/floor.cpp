@@ -6,7 +6,7 @@ namespace fgvc_ext {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(
-    const Tensor& features, int64_t k, const std::optional<Tensor>&, bool) {
+    const Tensor& features, int64_t k, const std::optional<Tensor>&, bool, bool) {
   const int64_t samples = features.size(0), channels = features.size(1);
   return {empty(features, {samples, channels}), empty(features, {samples, channels, k}, ScalarType::Short),
           empty(features, {samples, channels, 0})};
@@ -29,17 +29,15 @@ Tensor diversify_backward(
   return empty_strided(grad, size, stride);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gradient_boosting_cross_entropy(
+std::tuple<Tensor, Tensor> gradient_boosting_cross_entropy(
     const Tensor& scores, const Tensor&, int64_t, int64_t, int64_t) {
-  const int64_t samples = scores.size(0);
   const ScalarType dtype = accumulation(scores);
-  return {empty(scores, {}, dtype), empty(scores, {samples}, dtype), empty(scores, {samples}, dtype),
-          empty(scores, {}, dtype)};
+  return {empty(scores, {}, dtype), empty(scores, {4, scores.size(0)}, dtype)};
 }
 
 Tensor gradient_boosting_cross_entropy_backward(
-    const Tensor&, const Tensor& scores, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t) {
-  return torch::stable::empty_like(scores);
+    const Tensor&, const Tensor& scores, const Tensor&, const Tensor&) {
+  return dense_like(scores);
 }
 
 }  // namespace

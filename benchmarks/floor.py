@@ -76,7 +76,7 @@ def gradient_boosting_cross_entropy(scores: Tensor, target: Tensor, k: int) -> T
         return forward(scores, target, k, 1, -100)[0]
     values = scores.detach()
 
-    def gradient(grad: Tensor, log_sum: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
-        return backward(grad, values, target, log_sum, threshold, scale, -100)
+    def gradient(grad: Tensor, rows: Tensor) -> Tensor:
+        return backward(grad, values, target, rows)
 
     return _Call.apply(scores, forward, gradient, target, k, 1, -100)

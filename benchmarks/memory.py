@@ -61,7 +61,7 @@ def contenders() -> list[tuple[str, str, Callable[..., Tensor], Callable[..., Te
     return [
         (pooling.OP, "4 int16 a map", pooling.our, pooling.plain, (features,)),
         (bench_diversify.OP, "1 bit an element", ops.diversify, bench_diversify.plain, (maps,)),
-        (loss.OP, "2 numbers a sample, and 1", ops.gradient_boosting_cross_entropy, loss.plain, (scores, target)),
+        (loss.OP, "4 numbers a sample", ops.gradient_boosting_cross_entropy, loss.plain, (scores, target)),
     ]
 
 

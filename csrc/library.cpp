@@ -3,8 +3,10 @@
 #include "common/tensor.h"
 
 STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
-  // Global k-max pooling (ELoPE, eq. 2–4) -> output, indices, values
-  m.def("global_k_max_pool(Tensor features, SymInt k, Tensor? weight, bool keep_values) -> (Tensor, Tensor, Tensor)");
+  // Global k-max pooling (ELoPE, eq. 2–4) -> output, indices (int16, or int32 where wide), values
+  m.def(
+      "global_k_max_pool(Tensor features, SymInt k, Tensor? weight, bool keep_values, bool wide_indices=False) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def(
       "global_k_max_pool_backward(Tensor grad, Tensor indices, Tensor? values, Tensor? weight, SymInt[] size, "
       "SymInt[] stride, bool grad_features, bool grad_weight) -> (Tensor, Tensor)");
@@ -18,12 +20,10 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
       "suppression_mask(Tensor maps, Tensor seed, int peak_threshold, int patch_threshold, SymInt patch_size) "
       "-> Tensor");
 
-  // Gradient-boosting cross-entropy (subtle differences, eq. 9–14) -> loss, log_sum, threshold, scale;
-  // reduction: 0 none, 1 mean, 2 sum
+  // Gradient-boosting cross-entropy (subtle differences, eq. 9–14) -> loss, and [4,N] for backward: each row's highest
+  // score, log Σ exp above it, t_k, weight in the loss; reduction: 0 none, 1 mean, 2 sum
   m.def(
       "gradient_boosting_cross_entropy(Tensor scores, Tensor target, SymInt k, int reduction, int ignore_index) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "gradient_boosting_cross_entropy_backward(Tensor grad, Tensor scores, Tensor target, Tensor log_sum, "
-      "Tensor threshold, Tensor scale, int ignore_index) -> Tensor");
+      "-> (Tensor, Tensor)");
+  m.def("gradient_boosting_cross_entropy_backward(Tensor grad, Tensor scores, Tensor target, Tensor rows) -> Tensor");
 }

@@ -11,14 +11,23 @@ namespace fgvc_ext {
 
 // Work on maps is handed out in tiles of this many channels of one sample, whatever the instruction set.
 constexpr int64_t kTile = 16;
+FGVC_HOST_DEVICE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FGVC_HOST_DEVICE inline int64_t tiles(const Layout4& layout) {
   return layout.samples * ((layout.channels + kTile - 1) / kTile);
 }
 // A map's row in scratch memory, padded to whole vectors of the widest instruction set.
 FGVC_HOST_DEVICE inline int64_t row_pitch(int64_t positions) { return (positions + 15) / 16 * 16; }
 
-// k-max pooling saves int16 indices for maps of up to this many positions.
-inline bool narrow_indices(const Layout4& layout) { return layout.positions() <= 32768; }
+// Whether a kernel that works on rows of the accumulation type finds them in the tensor itself.
+FGVC_HOST_DEVICE inline bool rows_in_place(Dtype dtype, const Layout4& layout) {
+  return (dtype == Dtype::float32 || dtype == Dtype::float64) && layout.map_is_contiguous();
+}
+// Rows of scratch memory that a tile needs.
+FGVC_HOST_DEVICE inline int64_t scratch_rows(Dtype dtype, const Layout4& layout) {
+  return rows_in_place(dtype, layout) ? 0 : layout.channels < kTile ? layout.channels : kTile;
+}
+
+constexpr int64_t kInt16Positions = 32768;  // of a map that int16 indices can name
 
 struct GlobalKMaxPool {
   Dtype dtype;
@@ -31,8 +40,19 @@ struct GlobalKMaxPool {
   bool narrow_indices;
   void* values;  // [N,C,k], accumulation type, or null
 
-  // A task's: the tile's rows; values and indices found.
-  FGVC_HOST_DEVICE int64_t scratch_bytes() const { return kTile * (row_pitch(layout.positions()) * 8 + k * 12); }
+  // Channels side by side: k-max pooling takes them a lane each, several tiles together as far as the caches allow.
+  bool interleaved() const {
+    return layout.channels_are_contiguous() && layout.positions() > 1 && k <= kTile && dtype != Dtype::float64;
+  }
+  int64_t tiles_at_once() const {
+    const int64_t fit = (int64_t{1} << 17) / (layout.positions() * kTile * 4);
+    return fit < 1 ? 1 : fit > 8 ? 8 : fit;
+  }
+  // A task's: the tiles' rows; values and indices found.
+  int64_t scratch_bytes() const {
+    if (interleaved()) return (tiles_at_once() * kTile + 1) * row_pitch(layout.positions()) * 4 + kTile * k * 12;
+    return scratch_rows(dtype, layout) * row_pitch(layout.positions()) * 8 + kTile * k * 12;
+  }
 };
 
 struct GlobalKMaxPoolBackward {
@@ -52,7 +72,7 @@ struct GlobalKMaxPoolWeightGrad {
   int64_t k;
   const void* grad;    // [maps], dtype
   const void* values;  // [maps,k], accumulation type
-  void* sums;          // [k], accumulation type
+  void* sums;          // [k], double on the CPU, accumulation type on CUDA
 };
 
 struct Diversify {
@@ -73,7 +93,8 @@ struct Diversify {
   FGVC_HOST_DEVICE int64_t words_per_row() const { return (layout.width + 31) / 32; }
   // A task's: the tile's rows; suppressed positions of a patch row and of the whole map, one 32-bit word a channel.
   FGVC_HOST_DEVICE int64_t scratch_bytes() const {
-    return kTile * (row_pitch(layout.positions()) * 8 + (words_per_row() + layout.positions() / 32 + 2) * 4);
+    return scratch_rows(dtype, layout) * row_pitch(layout.positions()) * 8 +
+           kTile * (words_per_row() + layout.positions() / 32 + 2) * 4;
   }
 };
 
@@ -87,13 +108,17 @@ struct SpreadBits {
   void* output;  // dtype, or bool where grad is null
 };
 
+// As numbered in the operator's schema.
+enum Reduction : int64_t { kNone, kMean, kSum };
+
 struct GradientBoosting {
   Dtype dtype;
   int64_t classes, row_stride, column_stride;  // of scores
   const void* scores;                          // [N,C]
   const int64_t* target;                       // [N]
   int64_t k, ignore_index;
-  void *losses, *log_sum, *threshold;  // [N], accumulation type
+  // [N], accumulation type; log_sum is log Σ exp(score − highest), so that large scores lose nothing
+  void *highest, *log_sum, *threshold, *losses;
 
   // A task's: a row of scores; its keys or a heap of k.
   FGVC_HOST_DEVICE int64_t scratch_bytes() const { return (2 * row_pitch(classes) + k) * 8; }
@@ -103,8 +128,8 @@ struct GradientBoostingBackward {
   GradientBoosting forward;  // losses unused
   const void* grad;          // [] or [N], accumulation type
   bool grad_per_sample;
-  const void* scale;  // [], accumulation type
-  void* grad_scores;  // [N,C], dtype, contiguous rows unless strided below
+  const void* weight;  // [N], accumulation type: of the row in the loss, 0 where it is ignored
+  void* grad_scores;   // [N,C], dtype
   int64_t row_stride, column_stride;
 
   FGVC_HOST_DEVICE int64_t scratch_bytes() const { return row_pitch(forward.classes) * 16; }

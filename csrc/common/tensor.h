@@ -40,11 +40,14 @@ inline ScalarType accumulation(const Tensor& tensor) {
 
 inline Layout4 layout_of(const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.dim() == 4, "expected a tensor [N,C,H,W], got ", tensor.dim(), " dimensions");
-  return {tensor.size(0),
-          tensor.size(1),
-          tensor.size(2),
-          tensor.size(3),
-          {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+  const Layout4 layout{tensor.size(0),
+                       tensor.size(1),
+                       tensor.size(2),
+                       tensor.size(3),
+                       {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+  STD_TORCH_CHECK(layout.positions() <= INT32_MAX, "a map may have at most 2^31 - 1 positions, got ",
+                  layout.positions());
+  return layout;
 }
 
 // Allocates without the dispatcher, which would cost several microseconds a tensor.
@@ -72,6 +75,16 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
   return empty(like, size, like.scalar_type());
 }
 
+// The same layout as torch's: dense, strides in the order of `like`.
+inline Tensor dense_like(const Tensor& like, ScalarType dtype) {
+  if (!like.is_contiguous()) return torch::stable::to(torch::stable::empty_like(like), dtype);
+  const auto size = like.sizes();
+  return empty(like, {size.begin(), size.end()}, dtype);
+}
+inline Tensor dense_like(const Tensor& like) {
+  return like.is_contiguous() ? dense_like(like, like.scalar_type()) : torch::stable::empty_like(like);
+}
+
 inline Tensor as_dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
@@ -81,6 +94,12 @@ inline std::optional<Tensor> as_accumulation(const std::optional<Tensor>& tensor
   if (!tensor) return std::nullopt;
   const ScalarType dtype = accumulation(like);
   return as_dense(tensor->scalar_type() == dtype ? *tensor : torch::stable::to(*tensor, dtype));
+}
+
+// What diversify saved must be of these maps.
+inline void check_bits(const Tensor& grad, const Tensor& bits, const Layout4& layout) {
+  STD_TORCH_CHECK(grad.numel() == layout.maps() && bits.numel() == layout.maps() * ((layout.positions() + 7) / 8),
+                  "grad and bits must be of ", layout.maps(), " maps of ", layout.positions(), " positions");
 }
 
 inline const void* data_or_null(const std::optional<Tensor>& tensor) {

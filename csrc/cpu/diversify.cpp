@@ -44,6 +44,7 @@ Tensor diversify_backward(const Tensor& grad, const Tensor& bits, double alpha, 
                           std::vector<int64_t> stride) {
   Tensor maps = empty_strided(grad, size, stride);
   const Tensor dense_grad = as_dense(grad);
+  check_bits(grad, bits, layout_of(maps));
   spread({dtype_of(grad), layout_of(maps), dense_grad.const_data_ptr(), bits.const_data_ptr<uint8_t>(), alpha,
           maps.mutable_data_ptr()});
   return maps;
@@ -52,7 +53,7 @@ Tensor diversify_backward(const Tensor& grad, const Tensor& bits, double alpha, 
 Tensor suppression_mask(const Tensor& maps, const Tensor& seed, int64_t peak_threshold, int64_t patch_threshold,
                         int64_t patch_size) {
   const Tensor bits = std::get<1>(diversify(maps, seed, peak_threshold, patch_threshold, patch_size, 1.));
-  Tensor mask = torch::stable::to(torch::stable::empty_like(maps), ScalarType::Bool);
+  Tensor mask = dense_like(maps, ScalarType::Bool);
   spread({Dtype::float32, layout_of(mask), nullptr, bits.const_data_ptr<uint8_t>(), 0., mask.mutable_data_ptr()});
   return mask;
 }

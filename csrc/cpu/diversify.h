@@ -207,7 +207,7 @@ FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end
   using Value = Accumulation<T>;
   const int64_t positions = op.layout.positions(), bytes = op.bytes_per_map();
   auto* rows_scratch = static_cast<Value*>(scratch);
-  auto* row = reinterpret_cast<uint32_t*>(rows_scratch + kTile * row_pitch(positions));
+  auto* row = reinterpret_cast<uint32_t*>(rows_scratch + scratch_rows(op.dtype, op.layout) * row_pitch(positions));
   auto* map_bits = row + kTile * op.words_per_row();
   for (int64_t number = begin; number < end; ++number) {
     const Tile tile = tile_at(op.layout, number);

@@ -1,4 +1,4 @@
-#include "../common/tensor.h"
+#include "../common/global_k_max_pool.h"
 #include "parallel.h"
 
 namespace fgvc_ext {
@@ -7,14 +7,14 @@ namespace {
 using torch::stable::parallel_for;
 
 std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int64_t k,
-                                                     const std::optional<Tensor>& weight, bool keep_values) {
+                                                     const std::optional<Tensor>& weight, bool keep_values,
+                                                     bool wide_indices) {
   const Layout4 layout = layout_of(features);
-  STD_TORCH_CHECK(k >= 1 && k <= layout.positions(), "k must be in [1, H*W = ", layout.positions(), "], got ", k);
-  STD_TORCH_CHECK(!weight || weight->numel() == k, "weight must have shape [", k, "]");
+  check_arguments(layout, k, weight, wide_indices);
 
-  const bool narrow = narrow_indices(layout);
   Tensor output = empty(features, {layout.samples, layout.channels});
-  Tensor indices = empty(features, {layout.samples, layout.channels, k}, narrow ? ScalarType::Short : ScalarType::Int);
+  Tensor indices =
+      empty(features, {layout.samples, layout.channels, k}, wide_indices ? ScalarType::Int : ScalarType::Short);
   Tensor values = empty(features, {layout.samples, layout.channels, keep_values ? k : 0}, accumulation(features));
 
   const auto weights = as_accumulation(weight, features);
@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int
                           data_or_null(weights),
                           output.mutable_data_ptr(),
                           indices.mutable_data_ptr(),
-                          narrow,
+                          !wide_indices,
                           keep_values ? values.mutable_data_ptr() : nullptr};
   parallel_for(0, tiles(layout), tiles_per_task(layout), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
@@ -38,18 +38,18 @@ std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int
 Tensor weight_grad(const Tensor& grad, const Tensor& values, const Tensor& weight) {
   constexpr int64_t kChunk = 1024;
   const int64_t k = values.size(2), maps = grad.numel(), chunks = (maps + kChunk - 1) / kChunk;
-  Tensor partial = empty(values, {chunks, k});
-  const size_t row = k * partial.element_size();
-  auto* sums = static_cast<char*>(partial.mutable_data_ptr());
+  std::vector<double> sums(chunks * k), total(k);
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const GlobalKMaxPoolWeightGrad op{dtype_of(grad), k, grad.const_data_ptr(), values.const_data_ptr(),
-                                        sums + chunk * row};
+                                        sums.data() + chunk * k};
       kernels().global_k_max_pool_weight_grad(op, chunk * kChunk, std::min(maps, (chunk + 1) * kChunk));
     }
   });
-  Tensor total = torch::stable::sum(partial, std::vector<int64_t>{0}, false, std::nullopt);
-  return weight.scalar_type() == total.scalar_type() ? total : torch::stable::to(total, weight.scalar_type());
+  for (int64_t i = 0; i < chunks * k; ++i) total[i % k] += sums[i];
+  Tensor result = empty(values, {k}, ScalarType::Double);
+  std::copy(total.begin(), total.end(), result.mutable_data_ptr<double>());
+  return weight.scalar_type() == ScalarType::Double ? result : torch::stable::to(result, weight.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const Tensor& indices,
@@ -58,13 +58,15 @@ std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const 
                                                       std::vector<int64_t> stride, bool grad_features,
                                                       bool grad_weight) {
   const Tensor dense_grad = as_dense(grad);
+  if (grad_weight) check_values(grad, values, weight);
   Tensor features = grad_features ? empty_strided(grad, size, stride) : empty(grad, {0});
   if (grad_features) {
     const Layout4 layout = layout_of(features);
+    check_indices(grad, indices, layout);
     const auto weights = as_accumulation(weight, grad);
     const GlobalKMaxPoolBackward op{dtype_of(grad),           layout,
                                     indices.size(2),          dense_grad.const_data_ptr(),
-                                    indices.const_data_ptr(), narrow_indices(layout),
+                                    indices.const_data_ptr(), indices.scalar_type() == ScalarType::Short,
                                     data_or_null(weights),    features.mutable_data_ptr()};
     parallel_for(0, tiles(layout), tiles_per_task(layout),
                  [&](int64_t begin, int64_t end) { kernels().global_k_max_pool_backward(op, begin, end); });

@@ -1,257 +1,147 @@
-// Global k-max pooling, ELoPE eq. 2–4: the k largest values of every map, in order, and where they stand.
-//
-// A map is read once from memory and a second time from the first-level cache. The first pass keeps the largest value
-// of each of 16 stripes; the k-th largest of these is a bound that at least k values reach, and few more. The second
-// pass collects those candidates. Bounds and ranks are found for one map a lane, so that no step waits for a sum over
-// lanes.
+// Global k-max pooling, ELoPE eq. 2–4: forward of maps in rows (k_largest.h finds them) and of interleaved channels,
+// backward by scattering.
 #pragma once
 
-#include "maps.h"
+#include "k_largest.h"
 
 namespace fgvc_ext::FGVC_ISA {
 
-constexpr int kStripes = 16;
-constexpr int kParts = kStripes / kLanes;  // vectors for one value of every stripe
-
-// Larger value first; NaN is the largest; among equals the lower index.
-template <class Value>
-FGVC_INLINE bool ranks_before(Value a, int32_t index_a, Value b, int32_t index_b) {
-  if (a > b) return true;
-  if (a < b) return false;
-  const bool nan_a = a != a, nan_b = b != b;
-  return nan_a != nan_b ? nan_a : index_a < index_b;
-}
-
-// Any k, any values: a heap of the k best with the worst at its root, taken apart at the end.
-template <class Value>
-FGVC_INLINE void sift_down(Value* values, int32_t* indices, int64_t root, int64_t size) {
-  const Value value = values[root];
-  const int32_t index = indices[root];
-  for (int64_t child; (child = 2 * root + 1) < size; root = child) {
-    if (child + 1 < size && ranks_before(values[child], indices[child], values[child + 1], indices[child + 1])) ++child;
-    if (!ranks_before(value, index, values[child], indices[child])) break;
-    values[root] = values[child];
-    indices[root] = indices[child];
-  }
-  values[root] = value;
-  indices[root] = index;
-}
-
-template <class Value>
-FGVC_INLINE void select_with_heap(const Value* map, int64_t positions, int64_t k, Value* values, int32_t* indices) {
-  for (int64_t i = 0; i < k; ++i) values[i] = map[i], indices[i] = static_cast<int32_t>(i);
-  for (int64_t root = k / 2 - 1; root >= 0; --root) sift_down(values, indices, root, k);
-  for (int64_t i = k; i < positions; ++i) {
-    if (!ranks_before(map[i], static_cast<int32_t>(i), values[0], indices[0])) continue;
-    values[0] = map[i];
-    indices[0] = static_cast<int32_t>(i);
-    sift_down(values, indices, 0, k);
-  }
-  for (int64_t size = k - 1; size > 0; --size) {
-    const Value value = values[0];
-    const int32_t index = indices[0];
-    values[0] = values[size];
-    indices[0] = indices[size];
-    values[size] = value;
-    indices[size] = index;
-    sift_down(values, indices, 0, size);
-  }
-}
-
-// Few distinct values (a map that a ReLU left nearly empty): a sorted list of the best so far, entered by strictly
-// larger values only, so that equals keep their order. No NaN.
-FGVC_INLINE void select_by_insertion(const float* map, int64_t positions, int k, float* values, int32_t* indices) {
-  const auto insert = [&](float value, int32_t index, int size) {
-    int at = size;
-    for (; at > 0 && value > values[at - 1]; --at) values[at] = values[at - 1], indices[at] = indices[at - 1];
-    values[at] = value;
-    indices[at] = index;
-  };
-  for (int i = 0; i < k; ++i) insert(map[i], i, i);
-  for (int64_t start = 0; start < positions; start += kLanes) {
-    const int64_t left = positions - start;
-    const Floats x = left >= kLanes ? load(map + start) : load_partial(map + start, left, -__builtin_inff());
-    for (uint32_t bits = greater_bits(x, broadcast(values[k - 1])); bits; bits &= bits - 1) {
-      const int32_t index = static_cast<int32_t>(start) + __builtin_ctz(bits);
-      if (index >= k && map[index] > values[k - 1]) insert(map[index], index, k - 1);
-    }
-  }
-}
-
-// The largest value of each stripe: positions i, i + 16, … NaN is passed over; it becomes a candidate below.
-FGVC_INLINE void stripe_maxima(const float* map, int64_t positions, Floats maxima[kParts]) {
-  Floats odd[kParts];  // two chains, so that neither waits for itself
-  for (int part = 0; part < kParts; ++part) maxima[part] = odd[part] = broadcast(-__builtin_inff());
-  int64_t start = 0;
-  for (; start + 2 * kStripes <= positions; start += 2 * kStripes)
-    for (int part = 0; part < kParts; ++part) {
-      maxima[part] = maximum(load(map + start + part * kLanes), maxima[part]);
-      odd[part] = maximum(load(map + start + kStripes + part * kLanes), odd[part]);
-    }
-  for (; start < positions; start += kStripes)
-    for (int part = 0; part < kParts; ++part)
-      maxima[part] =
-          maximum(load_within(map + start, part * kLanes, positions - start, -__builtin_inff()), maxima[part]);
-  for (int part = 0; part < kParts; ++part) maxima[part] = maximum(odd[part], maxima[part]);
-}
-
-// Positions looked through before the candidates are counted.
-constexpr int64_t kBlock = 512;
-
-// Indices of what is not below `bound`, NaN included, in order, to `found`; stops when there are more than 16.
-// `next` is the map to bring into the cache meanwhile.
-FGVC_INLINE int64_t collect_candidates(const float* map, int64_t positions, float bound, const float* next,
-                                       int32_t found[kBlock + 3 * kStripes]) {
-  const Floats bounds = broadcast(bound);
-  int64_t count = 0;
-  for (int64_t start = 0; start < positions && count <= kStripes; start += kBlock) {
-    const int64_t end = start + kBlock < positions ? start + kBlock : positions;
-    int32_t* to = found + count;
-    Ints index = lane_numbers() + static_cast<int32_t>(start);
-    int64_t i = start;
-    for (; i + kLanes <= end; i += kLanes, index += kLanes) {
-      const uint32_t bits = ~less_bits(load(map + i), bounds) & kAllLanes;
-      compress_store(to, bits, index);
-      to += __builtin_popcount(bits);
-      __builtin_prefetch(next + i);
-    }
-    if (i < end) {
-      const uint32_t bits = ~less_bits(load_partial(map + i, end - i, bound), bounds) & ((1u << (end - i)) - 1);
-      compress_store(to, bits, index);
-      to += __builtin_popcount(bits);
-    }
-    count = to - found;
-  }
-  return count;
-}
-
-struct Ranks {
-  Floats values[kStripes];
-  Ints indices[kStripes];
-  uint32_t unranked;  // lanes whose map needs another way: NaN, −inf among the k largest, or too many candidates
-};
-
-// The k ≤ Capacity largest of kLanes maps, one map a lane. The next ones stand `ahead` values further on.
-template <int Capacity>
-FGVC_INLINE void rank_maps(const float* const map[kLanes], int64_t positions, int k, int64_t ahead, Ranks& ranks) {
-  const Floats lowest = broadcast(-__builtin_inff());
-
-  Floats stripes[kParts][kLanes], top[Capacity];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    Floats maxima[kParts];
-    stripe_maxima(map[lane], positions, maxima);
-    for (int part = 0; part < kParts; ++part) stripes[part][lane] = maxima[part];
-  }
-  for (int rank = 0; rank < Capacity; ++rank) top[rank] = lowest;
-  for (int part = 0; part < kParts; ++part) {
-    transpose(stripes[part]);
-    for (int i = 0; i < kLanes; ++i) {
-      Floats x = stripes[part][i];
-      for (int rank = 0; rank < Capacity; ++rank) {
-        const Floats larger = maximum(x, top[rank]);
-        x = minimum(x, top[rank]);
-        top[rank] = larger;
-      }
-    }
-  }
-
-  float bound[kLanes];
-  int32_t all_found[kBlock + 3 * kStripes], found[kLanes][kStripes], counts[kLanes], most = 0;
-  store(bound, top[k - 1]);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    counts[lane] =
-        static_cast<int32_t>(collect_candidates(map[lane], positions, bound[lane], map[lane] + ahead, all_found));
-    most = counts[lane] > most ? counts[lane] : most;
-    std::memcpy(found[lane], all_found, sizeof(found[lane]));
-  }
-  Ints count;
-  std::memcpy(&count, counts, sizeof(count));
-  ranks.unranked = equal_bits(top[k - 1], lowest) | lane_bits(count > kStripes);
-
-  for (int rank = 0; rank < Capacity; ++rank) ranks.values[rank] = lowest, ranks.indices[rank] = Ints{};
-  for (int column = 0; column < kStripes && column < most; ++column) {
-    int32_t at[kLanes];
-    float value[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      at[lane] = column < counts[lane] ? found[lane][column] : 0;
-      value[lane] = map[lane][at[lane]];
-    }
-    Ints index;
-    std::memcpy(&index, at, sizeof(index));
-    Floats x = load(value);
-    ranks.unranked |= lane_bits(x != x);
-    x = count > column ? x : lowest;
-    Ints above = {};  // equals keep their order: candidates come by index, and what is displaced moves down one rank
-    for (int rank = 0; rank < Capacity; ++rank) {
-      above |= x > ranks.values[rank];
-      const Floats displaced = ranks.values[rank];
-      const Ints displaced_index = ranks.indices[rank];
-      ranks.values[rank] = above ? x : displaced;
-      ranks.indices[rank] = above ? index : displaced_index;
-      x = above ? displaced : x;
-      index = above ? displaced_index : index;
-    }
-  }
-}
-
-template <class Value>
-FGVC_INLINE bool has_nan(const Value* map, int64_t positions) {
-  bool nan = false;
-  for (int64_t i = 0; i < positions; ++i) nan |= map[i] != map[i];
-  return nan;
-}
-
-// One map, any way that serves. One copy for all storage types.
-template <class Value>
-static __attribute__((noinline)) void select_largest(const Value* map, int64_t positions, int64_t k, Value* values,
-                                                     int32_t* indices) {
-  if constexpr (sizeof(Value) == 4) {
-    if (k <= kStripes && !has_nan(map, positions))
-      return select_by_insertion(map, positions, static_cast<int>(k), values, indices);
-  }
-  select_with_heap(map, positions, k, values, indices);
-}
-
-// The k largest of up to kLanes maps, `pitch` apart: values and indices [maps,k].
-static __attribute__((noinline)) void select_of_maps(const float* rows, int64_t pitch, int64_t ahead, int64_t maps,
-                                                     int64_t positions, int64_t k, float* values, int32_t* indices) {
-  uint32_t unranked = kAllLanes;
-  if (k <= kStripes) {
-    const float* map[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) map[lane] = rows + (lane < maps ? lane : maps - 1) * pitch;
-    Ranks ranks;
-    k == 1   ? rank_maps<1>(map, positions, 1, ahead, ranks)
-    : k <= 4 ? rank_maps<4>(map, positions, static_cast<int>(k), ahead, ranks)
-             : rank_maps<kStripes>(map, positions, static_cast<int>(k), ahead, ranks);
-    for (int64_t rank = 0; rank < k; ++rank)
-      for (int64_t lane = 0; lane < maps; ++lane) {
-        values[lane * k + rank] = ranks.values[rank][lane];
-        indices[lane * k + rank] = ranks.indices[rank][lane];
-      }
-    unranked = ranks.unranked;
-  }
-  for (int64_t lane = 0; lane < maps; ++lane)
-    if (unranked >> lane & 1) select_largest(rows + lane * pitch, positions, k, values + lane * k, indices + lane * k);
-}
-FGVC_INLINE void select_of_maps(const double* rows, int64_t pitch, int64_t, int64_t maps, int64_t positions, int64_t k,
-                                double* values, int32_t* indices) {
-  for (int64_t map = 0; map < maps; ++map)
-    select_largest(rows + map * pitch, positions, k, values + map * k, indices + map * k);
-}
-
 template <class Value>
 FGVC_INLINE Value weighted_mean(const Value* values, const Value* weight, int64_t k) {
-  Value total = 0;
+  double total = 0;  // a large k is a long sum
   for (int64_t rank = 0; rank < k; ++rank) total += weight ? weight[rank] * values[rank] : values[rank];
-  return total / static_cast<Value>(k);
+  return static_cast<Value>(total / static_cast<double>(k));
 }
+
+// Means and indices of maps whose values and indices [maps,k] were found; `first` is the number of the first map.
+template <class T>
+FGVC_INLINE void write_maps(const GlobalKMaxPool& op, int64_t first, int64_t maps, const Accumulation<T>* values,
+                            const int32_t* indices) {
+  const int64_t k = op.k;
+  for (int64_t map = 0; map < maps; ++map)
+    static_cast<T*>(op.output)[first + map] =
+        from_float<T>(weighted_mean(values + map * k, static_cast<const Accumulation<T>*>(op.weight), k));
+  if (op.narrow_indices) {
+    auto* to = static_cast<int16_t*>(op.indices) + first * k;
+    for (int64_t i = 0; i < maps * k; ++i) to[i] = static_cast<int16_t>(indices[i]);
+  } else {
+    std::memcpy(static_cast<int32_t*>(op.indices) + first * k, indices, maps * k * 4);
+  }
+}
+
+// --- interleaved channels
+// --------------------------------------------------------------------------------------------- In channels_last the
+// maps of kTile channels stand side by side: a lane a map as it is, nothing to transpose. Tiles are copied together,
+// several channels' neighbours at once, because one tile's lines alone lie whole pages apart.
+
+constexpr int64_t kPositionsAhead = 8;  // brought into the cache while this one is copied
+
+// Rows of a position: [tile][position][kTile] from the memory of `channels` channels.
+template <class T>
+FGVC_INLINE void copy_tiles(const T* base, const Layout4& layout, int64_t channels, float* to) {
+  const int64_t size = layout.positions() * kTile;
+  for (int64_t y = 0; y < layout.height; ++y)
+    for (int64_t x = 0; x < layout.width; ++x, to += kTile) {
+      const T* from = base + y * layout.stride[2] + x * layout.stride[3];
+      int64_t channel = 0;
+      for (; channel + kLanes <= channels; channel += kLanes) {
+        __builtin_prefetch(from + channel + kPositionsAhead * layout.stride[3]);
+        store(to + channel / kTile * size + channel % kTile, load(from + channel));
+      }
+      if (channel < channels)
+        store(to + channel / kTile * size + channel % kTile, load_partial(from + channel, channels - channel, 0.f));
+    }
+}
+
+// A bound that at least k values of each lane's map reach, and few more: the k-th largest of its stripes' maxima.
+template <int Capacity>
+FGVC_INLINE Floats lane_bounds(const float* lanes, int64_t positions, int k) {
+  Floats stripes[kStripes], top[Capacity];
+  for (int i = 0; i < kStripes; ++i) stripes[i] = broadcast(-__builtin_inff());
+  for (int i = 0; i < Capacity; ++i) top[i] = broadcast(-__builtin_inff());
+  int64_t start = 0;
+  for (; start + kStripes <= positions; start += kStripes)
+    for (int i = 0; i < kStripes; ++i) stripes[i] = maximum(load(lanes + (start + i) * kTile), stripes[i]);
+  for (int i = 0; start < positions; ++start, ++i) stripes[i] = maximum(load(lanes + start * kTile), stripes[i]);
+  for (int i = 0; i < kStripes; ++i) keep_largest<Capacity>(stripes[i], top);
+  return top[k - 1];
+}
+
+// The k ≤ Capacity largest of kLanes maps at `lanes`, kTile apart.
+template <int Capacity>
+static __attribute__((noinline)) void rank_lanes(const float* lanes, int64_t positions, int k, Ranks& ranks) {
+  const Floats bound = lane_bounds<Capacity>(lanes, positions, k);
+  int32_t found[kLanes][kStripes + 1], counts[kLanes] = {}, most = 0;
+  for (int64_t start = 0; start < positions; start += 64) {
+    uint16_t reaches[64] = {};
+    uint64_t of_lane[kLanes];
+    const int64_t size = smaller(64, positions - start);
+    for (int64_t i = 0; i < size; ++i)
+      reaches[i] = static_cast<uint16_t>(~less_bits(load(lanes + (start + i) * kTile), bound));  // NaN included
+    transpose_bits(reaches, of_lane);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      int32_t count = counts[lane];
+      for (uint64_t bits = of_lane[lane]; bits && count <= kStripes; bits &= bits - 1)
+        found[lane][count++] = static_cast<int32_t>(start) + __builtin_ctzll(bits);
+      counts[lane] = count;
+      most = count > most ? count : most;
+    }
+  }
+  ranks.unranked = equal_bits(bound, broadcast(-__builtin_inff()));
+  rank_candidates<Capacity>([&](int lane, int32_t index) { return lanes[index * kTile + lane]; }, found, counts, most,
+                            ranks);
+}
+
+// The k largest of up to kLanes of a tile's maps; `row` has room for one map.
+FGVC_INLINE void select_of_lanes(const float* lanes, int64_t maps, int64_t positions, int64_t k, float* row,
+                                 float* values, int32_t* indices) {
+  Ranks ranks;
+  k == 1   ? rank_lanes<1>(lanes, positions, 1, ranks)
+  : k <= 4 ? rank_lanes<4>(lanes, positions, static_cast<int>(k), ranks)
+           : rank_lanes<kStripes>(lanes, positions, static_cast<int>(k), ranks);
+  write_ranks(ranks, maps, k, values, indices);
+  for (int64_t lane = 0; lane < maps; ++lane)
+    if (ranks.unranked >> lane & 1) {
+      for (int64_t i = 0; i < positions; ++i) row[i] = lanes[i * kTile + lane];
+      select_largest(row, positions, k, values + lane * k, indices + lane * k);
+    }
+}
+
+template <class T>
+FGVC_INLINE void pool_interleaved_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, float* tiles) {
+  const Layout4& layout = op.layout;
+  const int64_t positions = layout.positions(), k = op.k, at_once = op.tiles_at_once();
+  float* row = tiles + at_once * positions * kTile;
+  float* own_values = row + row_pitch(positions);
+  auto* indices = reinterpret_cast<int32_t*>(own_values + kTile * k);
+  for (int64_t number = begin, together; number < end; number += together) {
+    const Tile tile = tile_at(layout, number);
+    together = smaller(at_once, smaller(end - number, (layout.channels - tile.channel + kTile - 1) / kTile));
+    const int64_t channels = smaller(together * kTile, layout.channels - tile.channel);
+    copy_tiles(static_cast<const T*>(op.features) + layout.offset(tile.sample, tile.channel), layout, channels, tiles);
+    for (int64_t done = 0; done < channels; done += kTile) {
+      const int64_t first = tile.sample * layout.channels + tile.channel + done, maps = smaller(kTile, channels - done);
+      float* values = op.values ? static_cast<float*>(op.values) + first * k : own_values;
+      for (int64_t map = 0; map < maps; map += kLanes)
+        select_of_lanes(tiles + done * positions + map, smaller(kLanes, maps - map), positions, k, row,
+                        values + map * k, indices + map * k);
+      write_maps<T>(op, first, maps, values, indices);
+    }
+  }
+}
+
+// --- maps in rows
+// -----------------------------------------------------------------------------------------------------
 
 template <class T>
 FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, void* scratch) {
   using Value = Accumulation<T>;
+  if constexpr (sizeof(Value) == 4) {
+    if (op.interleaved()) return pool_interleaved_tiles<T>(op, begin, end, static_cast<float*>(scratch));
+  }
   const int64_t positions = op.layout.positions(), k = op.k;
   auto* rows_scratch = static_cast<Value*>(scratch);
-  auto* own_values = rows_scratch + kTile * row_pitch(positions);
+  auto* own_values = rows_scratch + scratch_rows(op.dtype, op.layout) * row_pitch(positions);
   auto* indices = reinterpret_cast<int32_t*>(own_values + kTile * k);
 
   for (int64_t number = begin; number < end; ++number) {
@@ -266,15 +156,7 @@ FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end
       select_of_maps(rows + channel * pitch, pitch, ahead, left < kLanes ? left : kLanes, positions, k,
                      values + channel * k, indices + channel * k);
     }
-    for (int64_t channel = 0; channel < tile.channels; ++channel)
-      static_cast<T*>(op.output)[first + channel] =
-          from_float<T>(weighted_mean(values + channel * k, static_cast<const Value*>(op.weight), k));
-    if (op.narrow_indices) {
-      auto* to = static_cast<int16_t*>(op.indices) + first * k;
-      for (int64_t i = 0; i < tile.channels * k; ++i) to[i] = static_cast<int16_t>(indices[i]);
-    } else {
-      std::memcpy(static_cast<int32_t*>(op.indices) + first * k, indices, tile.channels * k * 4);
-    }
+    write_maps<T>(op, first, tile.channels, values, indices);
   }
 }
 
@@ -314,7 +196,7 @@ FGVC_INLINE void scatter_tiles(const GlobalKMaxPoolBackward& op, int64_t begin, 
 template <class T>
 FGVC_INLINE void sum_weight_grad(const GlobalKMaxPoolWeightGrad& op, int64_t begin, int64_t end) {
   using Value = Accumulation<T>;
-  auto* sums = static_cast<Value*>(op.sums);
+  auto* sums = static_cast<double*>(op.sums);
   for (int64_t rank = 0; rank < op.k; ++rank) sums[rank] = 0;
   for (int64_t map = begin; map < end; ++map) {
     const Value share = to_float(static_cast<const T*>(op.grad)[map]) / static_cast<Value>(op.k);

@@ -28,57 +28,51 @@ int64_t check_labels(const Tensor& target, int64_t classes, int64_t ignore_index
   return used;
 }
 
-// In the order of the samples, whatever the thread count.
+// In the order of the samples, whatever the thread count. `rows` are the losses, which become the weights.
 template <class Value>
-void reduce(const Tensor& losses, int64_t used, int64_t reduction, Tensor& loss, Tensor& scale) {
-  const Value factor = reduction == kMean ? Value(1) / static_cast<Value>(used) : Value(1);
+void reduce(Value* rows, const Tensor& target, int64_t ignore_index, int64_t used, int64_t reduction, Tensor& loss) {
+  const auto* labels = target.const_data_ptr<int64_t>();
+  const Value weight = reduction == kMean ? Value(1) / static_cast<Value>(used) : Value(1);
+  auto* result = loss.mutable_data_ptr<Value>();
   double total = 0;
-  for (int64_t row = 0; row < losses.numel(); ++row) total += losses.const_data_ptr<Value>()[row];
-  *scale.mutable_data_ptr<Value>() = factor;
-  *loss.mutable_data_ptr<Value>() =
-      reduction == kMean ? static_cast<Value>(total / static_cast<double>(used)) : static_cast<Value>(total);
+  for (int64_t row = 0; row < target.numel(); ++row) {
+    if (reduction == kNone) result[row] = rows[row];
+    total += rows[row];
+    rows[row] = labels[row] == ignore_index ? Value(0) : weight;
+  }
+  if (reduction != kNone) *result = static_cast<Value>(reduction == kMean ? total / static_cast<double>(used) : total);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gradient_boosting_cross_entropy(const Tensor& scores, const Tensor& target,
-                                                                           int64_t k, int64_t reduction,
-                                                                           int64_t ignore_index) {
+std::tuple<Tensor, Tensor> gradient_boosting_cross_entropy(const Tensor& scores, const Tensor& target, int64_t k,
+                                                           int64_t reduction, int64_t ignore_index) {
   const Tensor labels = as_dense(target);
-  GradientBoosting op = arguments(scores, labels, k, ignore_index);
-  STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
-  const int64_t samples = scores.size(0), used = check_labels(labels, op.classes, ignore_index);
+  const int64_t samples = labels.numel();
   const ScalarType dtype = accumulation(scores);
-  Tensor losses = empty(scores, {samples}, dtype), scale = empty(scores, {}, dtype);
-  Tensor log_sum = empty(scores, {samples}, dtype), threshold = empty(scores, {samples}, dtype);
-  op.losses = losses.mutable_data_ptr();
-  op.log_sum = log_sum.mutable_data_ptr();
-  op.threshold = threshold.mutable_data_ptr();
+  Tensor rows = empty(scores, {4, samples}, dtype);
+  Tensor loss = reduction == kNone ? empty(scores, {samples}, dtype) : empty(scores, {}, dtype);
+  GradientBoosting op = arguments(scores, labels, rows);
+  STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
+  const int64_t used = check_labels(labels, op.classes, ignore_index);
   op.k = std::min(k, op.classes);
+  op.ignore_index = ignore_index;
   parallel_for(0, samples, rows_per_task(op.classes), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
     kernels().gradient_boosting_cross_entropy(op, begin, end, scratch.data());
   });
-  Tensor loss = empty(scores, {}, dtype);
-  dtype == ScalarType::Double ? reduce<double>(losses, used, reduction, loss, scale)
-                              : reduce<float>(losses, used, reduction, loss, scale);
-  return {reduction == kNone ? losses : loss, log_sum, threshold, scale};
+  if (dtype == ScalarType::Double) {
+    reduce(static_cast<double*>(op.losses), labels, ignore_index, used, reduction, loss);
+  } else {
+    reduce(static_cast<float*>(op.losses), labels, ignore_index, used, reduction, loss);
+  }
+  return {loss, rows};
 }
 
 Tensor gradient_boosting_cross_entropy_backward(const Tensor& grad, const Tensor& scores, const Tensor& target,
-                                                const Tensor& log_sum, const Tensor& threshold, const Tensor& scale,
-                                                int64_t ignore_index) {
+                                                const Tensor& rows) {
   const Tensor labels = as_dense(target), dense_grad = as_dense(grad);
-  Tensor grad_scores = torch::stable::empty_like(scores);
-  GradientBoosting forward = arguments(scores, labels, 1, ignore_index);
-  forward.log_sum = log_sum.data_ptr();
-  forward.threshold = threshold.data_ptr();
-  const GradientBoostingBackward op{forward,
-                                    dense_grad.const_data_ptr(),
-                                    grad.dim() == 1,
-                                    scale.const_data_ptr(),
-                                    grad_scores.mutable_data_ptr(),
-                                    grad_scores.stride(0),
-                                    grad_scores.stride(1)};
-  parallel_for(0, scores.size(0), rows_per_task(forward.classes), [&](int64_t begin, int64_t end) {
+  Tensor grad_scores = dense_like(scores), forward_rows = rows;
+  const auto op = backward_arguments(arguments(scores, labels, forward_rows), dense_grad, grad_scores);
+  parallel_for(0, scores.size(0), rows_per_task(op.forward.classes), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
     kernels().gradient_boosting_cross_entropy_backward(op, begin, end, scratch.data());
   });

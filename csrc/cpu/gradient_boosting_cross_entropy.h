@@ -58,25 +58,41 @@ FGVC_INLINE Ints ordered_keys(Floats x) {
   return bits ^ ((bits >> 31) & 0x7FFFFFFF);
 }
 
-// The largest value that at least k others but the label's reach, found from the highest bit down: no branch depends on
-// a score. `keys` has room for the row in whole vectors.
+// Extends `found` by the bits from `highest` to `lowest`: the largest key that at least k of `keys` reach. No branch
+// depends on a key. Whole vectors are read.
+FGVC_INLINE uint32_t largest_reached(const int32_t* keys, int64_t size, int64_t k, uint32_t found, uint32_t highest,
+                                     uint32_t lowest) {
+  for (uint32_t bit = highest; bit >= lowest; bit >>= 1) {
+    const Ints candidate = Ints{} + static_cast<int32_t>(found + bit);
+    int64_t reach = 0;
+    for (int64_t i = 0; i < size; i += kLanes) reach += __builtin_popcount(not_less_bits(load(keys + i), candidate));
+    found += reach >= k ? bit : 0;
+  }
+  return found;
+}
+
+// The k-th highest score but the label's, bit by bit: sign and exponent among all, the fraction among those alone that
+// share both. `keys` has room for the row in whole vectors, and one more.
 static __attribute__((noinline)) float kth_negative_bitwise(const float* scores, int64_t classes, int64_t label,
                                                             int64_t k, int32_t* keys) {
+  constexpr uint32_t kFraction = (1u << 23) - 1;
   const int32_t lowest = INT32_MIN;
   for (int64_t i = 0; i < classes; i += kLanes)
     store(keys + i, ordered_keys(load_within(scores, i, classes, -__builtin_nanf(""))));  // −NaN is below −inf
   keys[label] = lowest;
-  uint32_t found = static_cast<uint32_t>(lowest);
-  for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
-    const Ints candidate = Ints{} + static_cast<int32_t>(found + bit);
-    int64_t reach = 0;
-    for (int64_t i = 0; i < classes; i += kLanes) {
-      Ints key;
-      std::memcpy(&key, keys + i, sizeof(key));
-      reach += __builtin_popcount(not_less_bits(key, candidate));
-    }
-    if (reach >= k) found += bit;
+  uint32_t found = largest_reached(keys, classes, k, static_cast<uint32_t>(lowest), 1u << 31, kFraction + 1);
+
+  int64_t above = 0, candidates = 0;
+  const Ints first = Ints{} + static_cast<int32_t>(found), last = first + static_cast<int32_t>(kFraction);
+  for (int64_t i = 0; i < classes; i += kLanes) {
+    const Ints key = load(keys + i);
+    const uint32_t reach = not_less_bits(key, first), shares = reach & not_less_bits(last, key);
+    above += __builtin_popcount(reach) - __builtin_popcount(shares);
+    compress_store(keys + candidates, shares, key);  // never beyond what has been read
+    candidates += __builtin_popcount(shares);
   }
+  store(keys + candidates, Ints{} + lowest);
+  found = largest_reached(keys, candidates, k - above, found, (kFraction + 1) / 2, 1);
   const int32_t bits = static_cast<int32_t>(found);
   return bit_cast<float>(bits ^ ((bits >> 31) & 0x7FFFFFFF));
 }
@@ -152,17 +168,18 @@ FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_
   auto* workspace = row_scratch + row_pitch(op.classes);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t label = op.target[row];
-    Value loss = 0, log_sum = 0, threshold = 0;
+    Value loss = 0, highest = 0, log_sum = 0, threshold = 0;
     if (label != op.ignore_index && label >= 0 && label < op.classes) {
       const Value* scores = score_row<T>(op, row, row_scratch);
-      const Value highest = highest_score(scores, op.classes);
+      highest = highest_score(scores, op.classes);
       // Nothing is below −inf: all is kept, also where a NaN makes the loss NaN anyway.
       threshold = op.k < op.classes - 1 && highest == highest ? kth_negative(scores, op.classes, label, op.k, workspace)
                                                               : -static_cast<Value>(__builtin_inff());
-      log_sum = highest + std::log(sum_of_exponentials(scores, op.classes, label, threshold, highest));
-      loss = log_sum - scores[label];
+      log_sum = std::log(sum_of_exponentials(scores, op.classes, label, threshold, highest));
+      loss = log_sum - (scores[label] - highest);
     }
     static_cast<Value*>(op.losses)[row] = loss;
+    static_cast<Value*>(op.highest)[row] = highest;
     static_cast<Value*>(op.log_sum)[row] = log_sum;
     static_cast<Value*>(op.threshold)[row] = threshold;
   }
@@ -170,12 +187,12 @@ FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_
 
 // Eq. 14: factor · softmax over the label and what is not below the threshold, zero elsewhere.
 static __attribute__((noinline)) void softmax_gradient(const float* scores, int64_t classes, float threshold,
-                                                       float log_sum, float factor, float* to) {
+                                                       float highest, float log_sum, float factor, float* to) {
   for (int64_t i = 0; i < classes; i += kLanes) {
     const int64_t left = classes - i;
     const Floats x = left >= kLanes ? load(scores + i) : load_partial(scores + i, left, 0.f);
     const uint32_t kept = ~less_bits(x, broadcast(threshold)) & ~0u >> (32 - kLanes);
-    const Floats grad = kept ? select(kept, exp(x - log_sum) * factor, Floats{}) : Floats{};
+    const Floats grad = kept ? select(kept, exp((x - highest) - log_sum) * factor, Floats{}) : Floats{};
     if (left >= kLanes) {
       store(to + i, grad);
     } else {
@@ -183,9 +200,10 @@ static __attribute__((noinline)) void softmax_gradient(const float* scores, int6
     }
   }
 }
-FGVC_INLINE void softmax_gradient(const double* scores, int64_t classes, double threshold, double log_sum,
-                                  double factor, double* to) {
-  for (int64_t i = 0; i < classes; ++i) to[i] = scores[i] < threshold ? 0. : std::exp(scores[i] - log_sum) * factor;
+FGVC_INLINE void softmax_gradient(const double* scores, int64_t classes, double threshold, double highest,
+                                  double log_sum, double factor, double* to) {
+  for (int64_t i = 0; i < classes; ++i)
+    to[i] = scores[i] < threshold ? 0. : std::exp((scores[i] - highest) - log_sum) * factor;
 }
 
 template <class T>
@@ -199,16 +217,19 @@ FGVC_INLINE void boosting_rows_backward(const GradientBoostingBackward& op, int6
     const bool in_place = sizeof(T) == sizeof(Value) && op.column_stride == 1;
     Value* grads = in_place ? reinterpret_cast<Value*>(grad_row) : grad_scratch;
     const int64_t label = forward.target[row];
-    if (label == forward.ignore_index) {
-      for (int64_t i = 0; i < forward.classes; ++i) grads[i] = 0;
+    const Value weight = static_cast<const Value*>(op.weight)[row];
+    const bool lost = label < 0 || label >= forward.classes;  // overwritten since forward looked at it
+    if (weight == 0 || lost) {
+      const Value value = weight == 0 ? Value(0) : static_cast<Value>(__builtin_nanf(""));
+      for (int64_t i = 0; i < forward.classes; ++i) grads[i] = value;
     } else {
       const Value* scores = score_row<T>(forward, row, row_scratch);
+      const Value highest = static_cast<const Value*>(forward.highest)[row];
       const Value log_sum = static_cast<const Value*>(forward.log_sum)[row];
-      const Value factor =
-          static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * *static_cast<const Value*>(op.scale);
-      softmax_gradient(scores, forward.classes, static_cast<const Value*>(forward.threshold)[row], log_sum, factor,
-                       grads);
-      grads[label] = (std::exp(scores[label] - log_sum) - 1) * factor;
+      const Value factor = static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * weight;
+      softmax_gradient(scores, forward.classes, static_cast<const Value*>(forward.threshold)[row], highest, log_sum,
+                       factor, grads);
+      grads[label] = (std::exp((scores[label] - highest) - log_sum) - 1) * factor;
     }
     if (!in_place)
       for (int64_t i = 0; i < forward.classes; ++i) grad_row[i * op.column_stride] = from_float<T>(grads[i]);

@@ -59,7 +59,7 @@ static __attribute__((noinline)) void gather_strided(const T* base, const Layout
 }
 
 // Rows of the tile's maps; `pitch` apart. In place where the memory already is that, else in `scratch`
-// (kTile × row_pitch values).
+// (scratch_rows × row_pitch values).
 template <class T, class Value>
 FGVC_INLINE const Value* tile_rows(const T* data, const Layout4& layout, const Tile& tile, Value* scratch,
                                    int64_t& pitch) {

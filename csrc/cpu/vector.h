@@ -42,6 +42,11 @@ FGVC_INLINE Floats load(const float* from) {
   std::memcpy(&x, from, sizeof(x));
   return x;
 }
+FGVC_INLINE Ints load(const int32_t* from) {
+  Ints x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
 FGVC_INLINE Floats load(const BFloat16* from) {
   uint16_t narrow[kLanes];
   std::memcpy(narrow, from, sizeof(narrow));
@@ -159,6 +164,21 @@ FGVC_INLINE void compress_store(void* to, uint32_t bits, Vector x) {
     const auto lane = x[__builtin_ctz(bits)];
     std::memcpy(out, &lane, 4);
   }
+#endif
+}
+
+// Bit `lane` of row i becomes bit i of word `lane`.
+FGVC_INLINE void transpose_bits(const uint16_t rows[64], uint64_t words[kLanes]) {
+#if defined(__AVX512BW__)
+  const __m512i first = _mm512_loadu_si512(rows), second = _mm512_loadu_si512(rows + 32);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const __m512i bit = _mm512_set1_epi16(static_cast<int16_t>(1 << lane));
+    words[lane] = _mm512_test_epi16_mask(first, bit) | static_cast<uint64_t>(_mm512_test_epi16_mask(second, bit)) << 32;
+  }
+#else
+  for (int lane = 0; lane < kLanes; ++lane) words[lane] = 0;
+  for (int i = 0; i < 64; ++i)
+    for (uint32_t bits = rows[i] & kAllLanes; bits; bits &= bits - 1) words[__builtin_ctz(bits)] |= uint64_t{1} << i;
 #endif
 }
 

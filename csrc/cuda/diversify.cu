@@ -66,6 +66,7 @@ Tensor diversify_backward(const Tensor& grad, const Tensor& bits, double alpha, 
   Tensor maps = empty_strided(grad, size, stride);
   const Tensor dense_grad = as_dense(grad);
   const Layout4 layout = layout_of(maps);
+  check_bits(grad, bits, layout);
   const SpreadBits op{
       dtype_of(grad),         layout, dense_grad.const_data_ptr(), bits.const_data_ptr<uint8_t>(), alpha,
       maps.mutable_data_ptr()};
@@ -79,7 +80,7 @@ Tensor suppression_mask(const Tensor& maps, const Tensor& seed, int64_t peak_thr
                         int64_t patch_size) {
   const Tensor bits = std::get<1>(diversify(maps, seed, peak_threshold, patch_threshold, patch_size, 1.));
   const Launcher launch(maps);
-  Tensor mask = torch::stable::to(torch::stable::empty_like(maps), ScalarType::Bool);
+  Tensor mask = dense_like(maps, ScalarType::Bool);
   const SpreadBits op{Dtype::float32,         layout_of(mask), nullptr, bits.const_data_ptr<uint8_t>(), 0.,
                       mask.mutable_data_ptr()};
   const int64_t threads = spread_threads(op.layout);

@@ -1,4 +1,6 @@
 #include "global_k_max_pool.cuh"
+
+#include "../common/global_k_max_pool.h"
 #include "launch.cuh"
 
 namespace fgvc_ext {
@@ -36,15 +38,15 @@ auto scatter_kernel(int elements) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int64_t k,
-                                                     const std::optional<Tensor>& weight, bool keep_values) {
+                                                     const std::optional<Tensor>& weight, bool keep_values,
+                                                     bool wide_indices) {
   const Layout4 layout = layout_of(features);
-  STD_TORCH_CHECK(k >= 1 && k <= layout.positions(), "k must be in [1, H*W = ", layout.positions(), "], got ", k);
-  STD_TORCH_CHECK(!weight || weight->numel() == k, "weight must have shape [", k, "]");
+  check_arguments(layout, k, weight, wide_indices);
 
   const Launcher launch(features);
-  const bool narrow = narrow_indices(layout);
   Tensor output = empty(features, {layout.samples, layout.channels});
-  Tensor indices = empty(features, {layout.samples, layout.channels, k}, narrow ? ScalarType::Short : ScalarType::Int);
+  Tensor indices =
+      empty(features, {layout.samples, layout.channels, k}, wide_indices ? ScalarType::Int : ScalarType::Short);
   Tensor values = empty(features, {layout.samples, layout.channels, keep_values ? k : 0}, accumulation(features));
   const auto weights = as_accumulation(weight, features);
   const GlobalKMaxPool op{dtype_of(features),
@@ -54,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int
                           data_or_null(weights),
                           output.mutable_data_ptr(),
                           indices.mutable_data_ptr(),
-                          narrow,
+                          !wide_indices,
                           keep_values ? values.mutable_data_ptr() : nullptr};
   FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(pool_kernel<T>(k, chunk_size<T>(op.features, layout)), blocks_of(layout),
                                           kMapsPerBlock * kWarp, 0, op));
@@ -84,15 +86,17 @@ std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const 
   Tensor features = grad_features ? empty_strided(grad, size, stride) : empty(grad, {0});
   if (grad_features) {
     const Layout4 layout = layout_of(features);
+    check_indices(grad, indices, layout);
     const auto weights = as_accumulation(weight, grad);
     const GlobalKMaxPoolBackward op{dtype_of(grad),           layout,
                                     indices.size(2),          dense_grad.const_data_ptr(),
-                                    indices.const_data_ptr(), narrow_indices(layout),
+                                    indices.const_data_ptr(), indices.scalar_type() == ScalarType::Short,
                                     data_or_null(weights),    features.mutable_data_ptr()};
     FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(scatter_kernel<T>(chunk_size<T>(op.grad_features, layout)),
                                             blocks_of(layout), kMapsPerBlock * kWarp, 0, op));
   }
   if (!grad_weight) return {features, empty(grad, {0})};
+  check_values(grad, values, weight);
   Tensor total;
   FGVC_SWITCH_CUDA_DTYPE(dtype_of(grad), total = weight_grad<T>(launch, dense_grad, *values));
   return {features,

@@ -55,13 +55,14 @@ class RankWriter {
     if (op_.values) static_cast<Value*>(op_.values)[at] = found.value;
   }
   __device__ void write_mean() const {
-    if (threadIdx.x % kWarp == 0) static_cast<T*>(op_.output)[map_] = narrow<T>(total_ / static_cast<Value>(op_.k));
+    if (threadIdx.x % kWarp == 0)
+      static_cast<T*>(op_.output)[map_] = narrow<T>(static_cast<Value>(total_ / static_cast<double>(op_.k)));
   }
 
  private:
   const GlobalKMaxPool& op_;
   int64_t map_;
-  Value total_ = 0;
+  double total_ = 0;  // a large k is a long sum
 };
 
 // k ≤ Capacity. `Elements` of a map move at a time.

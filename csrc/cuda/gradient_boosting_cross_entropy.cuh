@@ -50,12 +50,12 @@ __global__ void __launch_bounds__(Threads) boosted_loss(GradientBoosting op) {
   using Value = Accumulation<T>;
   const int64_t row = blockIdx.x, label = op.target[row];
   const Row<T> scores{static_cast<const T*>(op.scores) + row * op.row_stride, op.column_stride};
-  Value loss = 0, log_sum = 0, threshold = static_cast<Value>(-INFINITY);
+  Value loss = 0, highest = 0, log_sum = 0, threshold = static_cast<Value>(-INFINITY);
   if (label < 0 || label >= op.classes) {
     // A wrong label: NaN here, and a NaN gradient row. What is ignored has neither loss nor gradient.
     if (label != op.ignore_index) loss = log_sum = static_cast<Value>(NAN);
   } else if (label != op.ignore_index) {
-    Value highest = static_cast<Value>(-INFINITY);
+    highest = static_cast<Value>(-INFINITY);
     for (int64_t i = threadIdx.x; i < op.classes; i += Threads) highest = Largest()(highest, scores[i]);
     highest = block_reduce<Threads>(highest, Largest());
     // A NaN makes the loss NaN whatever is kept: all is.
@@ -63,33 +63,37 @@ __global__ void __launch_bounds__(Threads) boosted_loss(GradientBoosting op) {
     Value total = 0;
     for (int64_t i = threadIdx.x; i < op.classes; i += Threads)
       if (!(scores[i] < threshold) || i == label) total += exp(scores[i] - highest);
-    log_sum = highest + log(block_reduce<Threads>(total, Sum()));
-    loss = log_sum - scores[label];
+    log_sum = log(block_reduce<Threads>(total, Sum()));
+    loss = log_sum - (scores[label] - highest);
   }
   if (threadIdx.x != 0) return;
   static_cast<Value*>(op.losses)[row] = loss;
+  static_cast<Value*>(op.highest)[row] = highest;
   static_cast<Value*>(op.log_sum)[row] = log_sum;
   static_cast<Value*>(op.threshold)[row] = threshold;
 }
 
 constexpr int kReduceThreads = 256;
 
-// One block: the sum of the losses, or their mean over the samples that count; scale is what a row's gradient is times.
+// One block: the sum of the losses, or their mean over the samples that count. `rows` are the losses, which become the
+// weights.
 template <class Value>
 __global__ void __launch_bounds__(kReduceThreads)
-    reduce_losses(const Value* losses, const int64_t* target, int64_t samples, int64_t ignore_index, bool mean,
-                  Value* loss, Value* scale) {
+    reduce_losses(Value* rows, const int64_t* target, int64_t samples, int64_t ignore_index, Reduction reduction,
+                  Value* loss) {
   Value total = 0;
   int64_t used = 0;
   for (int64_t row = threadIdx.x; row < samples; row += kReduceThreads) {
-    total += losses[row];
+    if (reduction == kNone) loss[row] = rows[row];
+    total += rows[row];
     used += target[row] != ignore_index;
   }
   total = block_reduce<kReduceThreads>(total, Sum());
   used = block_reduce<kReduceThreads>(used, Sum());
-  if (threadIdx.x != 0) return;
-  *loss = mean ? total / static_cast<Value>(used) : total;
-  *scale = mean ? 1 / static_cast<Value>(used) : 1;
+  const Value weight = reduction == kMean ? 1 / static_cast<Value>(used) : 1;
+  for (int64_t row = threadIdx.x; row < samples; row += kReduceThreads)
+    rows[row] = target[row] == ignore_index ? 0 : weight;
+  if (threadIdx.x == 0 && reduction != kNone) *loss = reduction == kMean ? total / static_cast<Value>(used) : total;
 }
 
 template <class T, int Threads>
@@ -99,16 +103,17 @@ __global__ void __launch_bounds__(Threads) boosted_gradient(GradientBoostingBack
   const int64_t row = blockIdx.x, label = forward.target[row];
   const Row<T> scores{static_cast<const T*>(forward.scores) + row * forward.row_stride, forward.column_stride};
   T* grad = static_cast<T*>(op.grad_scores) + row * op.row_stride;
-  const bool ignored = label == forward.ignore_index;
+  const Value highest = static_cast<const Value*>(forward.highest)[row];
   const Value log_sum = static_cast<const Value*>(forward.log_sum)[row];
   const Value threshold = static_cast<const Value*>(forward.threshold)[row];
-  const Value factor =
-      static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * *static_cast<const Value*>(op.scale);
+  const Value weight = static_cast<const Value*>(op.weight)[row];
+  const Value factor = static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * weight;
   for (int64_t i = threadIdx.x; i < forward.classes; i += Threads) {
     Value value = 0;
-    if (!ignored) {
+    if (weight != 0) {
       const Value score = scores[i];
-      if (i == label || !(score < threshold)) value = (exp(score - log_sum) - (i == label ? 1 : 0)) * factor;
+      if (i == label || !(score < threshold))
+        value = (exp((score - highest) - log_sum) - (i == label ? 1 : 0)) * factor;
     }
     grad[i * op.column_stride] = narrow<T>(value);
   }

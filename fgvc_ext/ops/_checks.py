@@ -3,13 +3,14 @@
 They read metadata only, so that they neither wait for a device nor break a compiled graph.
 """
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_LARGEST = sys.float_info.max
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -20,6 +21,8 @@ def check_tensor(op: str, name: str, value: Any, shape: str, dtypes: tuple[torch
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {name} must be of dtype {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a strided tensor, got layout {value.layout}")
     dimensions = shape.count(",") + 1 if len(shape) > 2 else 0
     if value.dim() != dimensions:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {list(value.shape)}")
@@ -41,17 +44,19 @@ def check_device(op: str, name: str, value: Tensor, first_name: str, first: Tens
         raise ValueError(f"{op}: {name} must be on the device of {first_name} ({first.device}), got {value.device}")
 
 
-def check_int(op: str, name: str, value: Any, least: int) -> None:
+def check_int(op: str, name: str, value: Any, least: int = -(2**63)) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    if value >= 2**63:
+        raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
 
 
 def check_real(op: str, name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not (-math.inf < value < math.inf and accepts(value)):
+    if not (-_LARGEST <= value <= _LARGEST and accepts(value)):
         raise ValueError(f"{op}: {name} must be {expected}, got {value}")
 
 

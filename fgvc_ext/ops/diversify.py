@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._library import has_schemas, use_kernel
 from ..reference.diversify import hide_threshold
-from ._autograd import call_backward, dense_strides
+from ._autograd import call_backward, dense_strides, refuse_second_backward
 from ._checks import check_int, check_probability, check_real, check_tensor, seed_tensor
 
 OP = "diversify"
@@ -130,10 +130,11 @@ class _Diversify(torch.autograd.Function):
             return (None,) * 6
         (bits,) = ctx.saved_tensors
         backward = torch.ops.fgvc_ext.diversify_backward
-        return call_backward(OP, backward, grad, bits, ctx.alpha, ctx.size, ctx.stride), None, None, None, None, None
+        return call_backward(backward, grad, bits, ctx.alpha, ctx.size, ctx.stride), None, None, None, None, None
 
 
 if has_schemas():
     torch.library.register_fake("fgvc_ext::diversify", _fake)
     torch.library.register_fake("fgvc_ext::diversify_backward", _fake_backward)
+    refuse_second_backward(OP)
     torch.library.register_fake("fgvc_ext::suppression_mask", _fake_mask)

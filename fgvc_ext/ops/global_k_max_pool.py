@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import has_schemas, use_kernel
-from ._autograd import call_backward, dense_strides
+from ._autograd import call_backward, dense_strides, refuse_second_backward
 from ._checks import check_beside, check_int, check_tensor
 
 OP = "global_k_max_pool"
@@ -30,7 +30,8 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
 
     Gradient:
         to ``features`` (in its dense layout) and to ``weight``. Saved for backward: k indices a map (int16, int32 for
-        maps of more than 32,768 positions), and the k values where ``weight`` needs a gradient. No second backward.
+        maps of more than 32,768 positions or, compiled, of unknown size), and the k values where ``weight`` needs a
+        gradient. No second backward.
 
     Ties go to the lowest index y·W + x; −0 and +0 tie. A NaN counts as the largest value: NaN in, NaN out. N = 0 gives
     an empty output. The same bits on every run and for every thread count.
@@ -53,41 +54,46 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
             )
     if not use_kernel(features):
         return reference.global_k_max_pool(features, k, weight)
-    return _GlobalKMaxPool.apply(features, k, weight)
+    keep_values = weight is not None and weight.requires_grad and torch.is_grad_enabled()
+    return _GlobalKMaxPool.apply(features, k, weight, keep_values, _needs_wide_indices(positions))
+
+
+def _needs_wide_indices(positions: int) -> bool:
+    if not torch.compiler.is_compiling():
+        return positions > LARGEST_INT16_MAP
+    # No guard on a symbolic size: a graph for many sizes has int32 indices, unless none of them needs it.
+    return not torch.fx.experimental.symbolic_shapes.statically_known_true(positions <= LARGEST_INT16_MAP)
 
 
 class _GlobalKMaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, k: int, weight: Tensor | None) -> Tensor:
+    def forward(ctx: Any, features: Tensor, k: int, weight: Tensor | None, keep_values: bool, wide: bool) -> Tensor:
         ctx.set_materialize_grads(False)
-        weight_grad = ctx.needs_input_grad[2]
-        output, indices, values = torch.ops.fgvc_ext.global_k_max_pool(features, k, weight, weight_grad)
-        if ctx.needs_input_grad[0] or weight_grad:
-            ctx.save_for_backward(indices, values if weight_grad else None, weight)
+        output, indices, values = torch.ops.fgvc_ext.global_k_max_pool(features, k, weight, keep_values, wide)
+        if ctx.needs_input_grad[0] or keep_values:
+            ctx.save_for_backward(indices, values if keep_values else None, weight)
             ctx.size, ctx.stride = features.shape, dense_strides(features)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None
+            return (None,) * 5
         indices, values, weight = ctx.saved_tensors
-        features_grad, _, weight_grad = ctx.needs_input_grad
+        features_grad, _, weight_grad, *_ = ctx.needs_input_grad
         features, weights = call_backward(
-            OP, torch.ops.fgvc_ext.global_k_max_pool_backward,
+            torch.ops.fgvc_ext.global_k_max_pool_backward,
             grad, indices, values, weight, ctx.size, ctx.stride, features_grad, weight_grad,
         )  # fmt: skip
-        return features if features_grad else None, None, weights if weight_grad else None
+        return features if features_grad else None, None, weights if weight_grad else None, None, None
 
 
-def _index_dtype(height: int, width: int) -> torch.dtype:
-    return torch.int16 if height * width <= LARGEST_INT16_MAP else torch.int32
-
-
-def _fake(features: Tensor, k: int, weight: Tensor | None, keep_values: bool) -> tuple[Tensor, Tensor, Tensor]:
-    samples, channels, height, width = features.shape
+def _fake(
+    features: Tensor, k: int, weight: Tensor | None, keep_values: bool, wide_indices: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    samples, channels = features.shape[:2]
     output = features.new_empty((samples, channels))
-    indices = features.new_empty((samples, channels, k), dtype=_index_dtype(height, width))
+    indices = features.new_empty((samples, channels, k), dtype=torch.int32 if wide_indices else torch.int16)
     accumulation = torch.float64 if features.dtype == torch.float64 else torch.float32
     values = features.new_empty((samples, channels, k if keep_values else 0), dtype=accumulation)
     return output, indices, values
@@ -113,3 +119,4 @@ def _fake_backward(
 if has_schemas():
     torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
     torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
+    refuse_second_backward(OP)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import check_labels, has_schemas, use_kernel
-from ._autograd import call_backward
+from ._autograd import call_backward, refuse_second_backward
 from ._checks import check_device, check_int, check_tensor
 
 OP = "gradient_boosting_cross_entropy"
@@ -34,7 +34,7 @@ def gradient_boosting_cross_entropy(
 
     Gradient:
         to ``scores`` (eq. 14): the softmax over {l} ∪ J', minus one at l, zero elsewhere. Saved for backward:
-        ``scores``, ``target`` and two numbers a sample. No second backward.
+        ``scores``, ``target`` and four numbers a sample. No second backward.
 
     NaN in a row of scores gives a NaN loss. The same bits on every run and for every thread count.
 
@@ -53,9 +53,10 @@ def gradient_boosting_cross_entropy(
     if scores.shape[1] == 0:
         raise ValueError(f"{OP}: scores must have at least one class, got {list(scores.shape)}")
     check_int(OP, "k", k, least=1)
+    check_int(OP, "ignore_index", ignore_index)
     if reduction not in REDUCTIONS:
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    if check_labels() and scores.device.type != "cpu":
+    if check_labels() and not scores.is_cpu and not torch.compiler.is_compiling():
         _look_at_labels(target, scores.shape[1], ignore_index)
     if not use_kernel(scores):
         return reference.gradient_boosting_cross_entropy(
@@ -74,23 +75,14 @@ def _look_at_labels(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
-def _fake(
-    scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     samples = scores.shape[0]
     loss = scores.new_empty((samples,) if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
-    return (
-        loss,
-        scores.new_empty(samples, dtype=dtype),
-        scores.new_empty(samples, dtype=dtype),
-        scores.new_empty((), dtype=dtype),
-    )
+    return loss, scores.new_empty((4, samples), dtype=dtype)
 
 
-def _fake_backward(
-    grad: Tensor, scores: Tensor, target: Tensor, log_sum: Tensor, threshold: Tensor, scale: Tensor, ignore_index: int
-) -> Tensor:
+def _fake_backward(grad: Tensor, scores: Tensor, target: Tensor, rows: Tensor) -> Tensor:
     return torch.empty_like(scores)
 
 
@@ -99,10 +91,9 @@ class _GradientBoosting(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int) -> Tensor:
         ctx.set_materialize_grads(False)
         function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy
-        loss, log_sum, threshold, scale = function(scores, target, k, reduction, ignore_index)
+        loss, rows = function(scores, target, k, reduction, ignore_index)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(scores, target, log_sum, threshold, scale)
-            ctx.ignore_index = ignore_index
+            ctx.save_for_backward(scores, target, rows)
         return loss
 
     @staticmethod
@@ -110,9 +101,10 @@ class _GradientBoosting(torch.autograd.Function):
         if grad is None:
             return (None,) * 5
         function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward
-        return call_backward(OP, function, grad, *ctx.saved_tensors, ctx.ignore_index), None, None, None, None
+        return call_backward(function, grad, *ctx.saved_tensors), None, None, None, None
 
 
 if has_schemas():
     torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
     torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
+    refuse_second_backward(OP)

@@ -34,7 +34,8 @@ class Operator:
     reference: Callable[..., Tensor]
     samples: Callable[..., list[Sample]]  # (dtype, device, layout) -> samples; the first one is the typical one
     raw: Callable[[Sample], tuple[str, tuple[Any, ...]]]  # the call of torch.ops.fgvc_ext that the function makes
-    empty: Callable[[], Sample]
+    empty: Callable[[], list[Sample]]  # N = 0
+    large: Callable[[], list[Sample]]  # float32 on the CPU, enough work for several parallel tasks
     image_like: bool  # whether `layout` makes a difference
 
 
@@ -83,7 +84,21 @@ def _k_max_samples(dtype: torch.dtype, device: str, layout: str = "contiguous") 
         sample("few values", (maps * 1.5).round(), 5, weighted=True),
         sample("after a ReLU", (maps - 1.3).relu(), 4),
         sample("prime sides", random(1, 1, 61, 67, dtype=dtype, device=device), 7),
+        sample("average of a large map", random(1, 3, 56, 56, dtype=dtype, device=device), 3136),
     ]
+
+
+def _large_k_max() -> list[Sample]:
+    """More than 1024 maps: the gradient of the weights is added up in chunks of as many."""
+
+    def sample(name: str, k: int, *size: int) -> Sample:
+        tensors = {
+            "features": random(*size, dtype=torch.float32, device="cpu"),
+            "weight": random(k, dtype=torch.float32, device="cpu", seed=1),
+        }
+        return Sample(name, tensors, ("features", "weight"), {"k": k})
+
+    return [sample("large", 4, 16, 200, 14, 14), sample("large, weighted max", 1, 6, 700, 3, 3)]
 
 
 def _diversify_samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list[Sample]:
@@ -133,6 +148,9 @@ def _boosting_samples(dtype: torch.dtype, device: str, layout: str = "contiguous
         sample("two classes", random(3, 2, dtype=dtype, device=device), [0, 1, 0], k=1),
         sample("many classes", random(2, 1031, dtype=dtype, device=device), [1030, 5]),
         sample("large scores", scores * 60, target),
+        # Here a logarithm of a sum of exponentials keeps few digits of what makes the gradient.
+        sample("far from zero", scores + 1000, target),
+        sample("far from zero, all classes", scores - 1000, target, k=36),
     ]
 
 
@@ -171,23 +189,49 @@ def _mask_samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -
     ]
 
 
+def _large_maps(differentiable: tuple[str, ...]) -> list[Sample]:
+    maps = random(16, 200, 14, 14, dtype=torch.float32, device="cpu")
+    return [Sample("large", {"maps": maps, "seed": torch.tensor(7)}, differentiable)]
+
+
+def _large_boosting() -> list[Sample]:
+    tensors = {"scores": random(600, 200, dtype=torch.float32, device="cpu"), "target": torch.arange(600) % 200}
+    return [Sample("large", tensors, ("scores",), {"reduction": reduction}) for reduction in ("mean", "none")]
+
+
+def _empty_k_max() -> list[Sample]:
+    features = torch.zeros(0, 3, 4, 5)
+    return [
+        Sample("empty", {"features": features}, ("features",), {"k": 4}),
+        Sample("empty, weighted", {"features": features, "weight": torch.ones(4)}, ("features", "weight"), {"k": 4}),
+    ]
+
+
+def _empty_maps(differentiable: tuple[str, ...]) -> list[Sample]:
+    return [Sample("empty", {"maps": torch.zeros(0, 3, 4, 5), "seed": torch.tensor(1)}, differentiable)]
+
+
+def _empty_boosting() -> list[Sample]:
+    tensors = {"scores": torch.zeros(0, 5), "target": torch.zeros(0).long()}
+    return [Sample("empty", tensors, ("scores",), {"reduction": name}) for name in ("mean", "sum", "none")]
+
+
 OPERATORS = [
     Operator(
         "global_k_max_pool", ops.global_k_max_pool, reference.global_k_max_pool, _k_max_samples, _raw_k_max,
-        lambda: Sample("empty", {"features": torch.zeros(0, 3, 4, 5)}, ("features",), {"k": 4}), image_like=True,
+        _empty_k_max, _large_k_max, image_like=True,
     ),
     Operator(
         "diversify", ops.diversify, reference.diversify, _diversify_samples, _raw_diversify,
-        lambda: Sample("empty", {"maps": torch.zeros(0, 3, 4, 5), "seed": torch.tensor(1)}, ("maps",)), image_like=True,
+        lambda: _empty_maps(("maps",)), lambda: _large_maps(("maps",)), image_like=True,
     ),
     Operator(
         "suppression_mask", ops.suppression_mask, reference.suppression_mask, _mask_samples, _raw_mask,
-        lambda: Sample("empty", {"maps": torch.zeros(0, 3, 4, 5), "seed": torch.tensor(1)}, ()), image_like=True,
+        lambda: _empty_maps(()), lambda: _large_maps(()), image_like=True,
     ),
     Operator(
         "gradient_boosting_cross_entropy", ops.gradient_boosting_cross_entropy,
         reference.gradient_boosting_cross_entropy, _boosting_samples, _raw_boosting,
-        lambda: Sample("empty", {"scores": torch.zeros(0, 5), "target": torch.zeros(0).long()}, ("scores",)),
-        image_like=False,
+        _empty_boosting, _large_boosting, image_like=False,
     ),
 ]  # fmt: skip

@@ -1,11 +1,14 @@
 """The comparison has tests of its own: it must see the faults that it is there for."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from .comparison import assert_accurate, assert_follows, assert_same_bits
-from .samples import Sample
+from .comparison import assert_accurate, assert_follows, assert_same_bits, in_dtype, run
+from .samples import DTYPES, OPERATORS, Operator, Sample
 
 SAMPLE = Sample("sample", {"x": torch.linspace(-2, 3, 50)}, ("x",))
 
@@ -52,3 +55,42 @@ def test_other_bits_are_seen() -> None:
     assert_same_bits((zero, []), (zero.clone(), []), "zeros")
     with pytest.raises(AssertionError, match="other bits"):
         assert_same_bits((zero, []), (-zero, []), "−0")
+
+
+class ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+def with_fault(function: Callable[..., Tensor], name: str, factor: float) -> Callable[..., Tensor]:
+    """The function with a factor on its gradient to the argument ``name``."""
+
+    def faulty(**arguments: Any) -> Tensor:
+        return function(**{**arguments, name: ScaledGradient.apply(arguments[name], factor)})
+
+    return faulty
+
+
+differentiable = [operator for operator in OPERATORS if operator.empty()[0].differentiable]
+
+
+@pytest.mark.parametrize("operator", differentiable, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("factor", [0.0, -1.0, 2.0])
+def test_a_factor_on_a_gradient_is_seen_on_every_sample(operator: Operator, dtype: torch.dtype, factor: float) -> None:
+    seen = 0
+    for sample in operator.samples(dtype, "cpu"):
+        _, exact = run(operator.reference, in_dtype(sample, torch.float64))
+        for name, grad in zip(sample.differentiable, exact, strict=True):
+            if grad is None or not grad.any():
+                continue  # zero times anything
+            with pytest.raises(AssertionError, match=f"gradient of {name}: error"):
+                assert_follows(with_fault(operator.reference, name, factor), operator.reference, sample)
+            seen += 1
+    assert seen > 10

@@ -118,8 +118,9 @@ def test_nan_and_infinities(operator: Operator, value: float, each_schedule: Eac
 @each_operator
 def test_empty(operator: Operator) -> None:
     torch.ops.load_library(str(LIBRARY))
-    with Emulation():
-        assert_follows(operator.function, operator.reference, operator.empty())
+    for sample in operator.empty():
+        with Emulation():
+            assert_follows(operator.function, operator.reference, sample)
 
 
 # --- what one operator promises beyond its reference ------------------------------------------------------------------
@@ -154,7 +155,19 @@ def test_k_max_pooling_of_a_map_beyond_int16_indices(each_schedule: EachSchedule
     features = random(1, 2, 181, 182, dtype=torch.float32, device="cpu")
     check(OPERATORS[0], Sample("large", {"features": features}, ("features",), {"k": 4}), each_schedule)
     with Emulation():
-        assert torch.ops.fgvc_ext.global_k_max_pool(features, 4, None, False)[1].dtype == torch.int32
+        assert torch.ops.fgvc_ext.global_k_max_pool(features, 4, None, False, True)[1].dtype == torch.int32
+        with pytest.raises(RuntimeError, match="need wide indices"):
+            torch.ops.fgvc_ext.global_k_max_pool(features, 4, None, False, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_more_maps_than_one_chunk_of_the_weight_gradient(dtype: torch.dtype, each_schedule: EachSchedule) -> None:
+    """Above 4096 maps the gradient of the weights is added up in two stages."""
+    tensors = {
+        "features": random(3, 1400, 1, 2, dtype=dtype, device="cpu"),
+        "weight": random(2, dtype=torch.float32, device="cpu", seed=1),
+    }
+    check(OPERATORS[0], Sample("many maps", tensors, ("features", "weight"), {"k": 2}), each_schedule)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -1,12 +1,20 @@
 """What the paper says of gradient-boosting cross-entropy, beyond the contract that every operator keeps."""
 
+import contextlib
+import importlib
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import fgvc_ext
 from fgvc_ext import _library, nn, ops
+
+MODULE = importlib.import_module("fgvc_ext.ops.gradient_boosting_cross_entropy")  # its name in `ops` is the function's
 
 
 def test_an_example_by_hand() -> None:
@@ -74,10 +82,6 @@ def test_all_ignored_is_what_cross_entropy_gives() -> None:
 @pytest.mark.parametrize("backend", ["kernel", "reference"])
 @pytest.mark.parametrize("label", [20, -1, -101, 2**40])
 def test_a_bad_label_is_an_index_error_that_names_the_first(label: int, backend: str) -> None:
-    import contextlib
-
-    import fgvc_ext
-
     target = torch.tensor([0, -100, label, 99])
     with (
         fgvc_ext.use_reference() if backend == "reference" else contextlib.nullcontext(),
@@ -95,6 +99,59 @@ def test_a_wrong_label_on_a_device_gives_nan_in_its_own_row() -> None:
     losses = function(scores, torch.tensor([0, 20, 3]), reduction="none")
     losses.nansum().backward()
     assert losses.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("label", [20, -1, 2**40])
+def test_a_wrong_label_on_cuda_gives_nan_in_its_own_row(label: int) -> None:
+    scores = torch.randn(3, 20, device="cuda", requires_grad=True)
+    losses = ops.gradient_boosting_cross_entropy(scores, torch.tensor([0, label, 3], device="cuda"), reduction="none")
+    losses.sum().backward()
+    assert losses.isnan().tolist() == [False, True, False]
+    assert scores.grad.isnan().all(dim=1).tolist() == [False, True, False]
+    assert scores.grad[::2].isfinite().all()
+
+
+def test_looking_at_labels_names_the_first_wrong_one() -> None:
+    with pytest.raises(
+        IndexError,
+        match=r"^gradient_boosting_cross_entropy: target\[2\] = 20 is not in \[0, 20\), .* nor ignore_index = -100$",
+    ):
+        MODULE._look_at_labels(torch.tensor([0, -100, 20, -1]), 20, -100)
+    MODULE._look_at_labels(torch.tensor([0, 7, 19]), 20, -100)
+    MODULE._look_at_labels(torch.tensor([0, 99, 19]), 20, 99)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_labels_on_another_device_are_looked_at_where_that_is_asked_for(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which nothing can look at: only the call is recorded."""
+    calls = []
+    monkeypatch.setattr(_library, "_labels_checked", asked)
+    monkeypatch.setattr(MODULE, "_look_at_labels", lambda *arguments: calls.append(arguments))
+    scores, target = torch.empty(3, 20, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    with fgvc_ext.use_reference():
+        ops.gradient_boosting_cross_entropy(scores, target, ignore_index=7)
+    assert calls == ([(target, 20, 7)] if asked else [])
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False")])
+def test_the_environment_asks_for_it(value: str, expected: str) -> None:
+    code = "from fgvc_ext import _library; print(_library.check_labels())"
+    environment = {**os.environ, "FGVC_EXT_CHECK": value}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == expected
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_wrong_label_on_cuda_is_an_error_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_labels_checked", True)
+    scores, target = torch.randn(3, 20, device="cuda"), torch.tensor([0, 20, 3], device="cuda")
+    with pytest.raises(IndexError, match=r"target\[1\] = 20 is not in \[0, 20\)"):
+        ops.gradient_boosting_cross_entropy(scores, target)
 
 
 def test_half_precision_gives_float32_losses() -> None:
