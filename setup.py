@@ -3,12 +3,13 @@
 Environment:
     FGVC_EXT_BUILD=0         the Python-only package, which runs on the PyTorch reference
     FGVC_EXT_CUDA=0|1        without or with the CUDA library (default: where nvcc and a CUDA torch are found)
-    TORCH_CUDA_ARCH_LIST     as for torch, e.g. "8.0;9.0+PTX" (default: every architecture of cmake/CudaLibrary.cmake)
+    TORCH_CUDA_ARCH_LIST     as for torch, e.g. "8.0;9.0+PTX" or "Ampere Hopper" (default: see cmake/CudaLibrary.cmake)
     FGVC_EXT_CMAKE_ARGS      further arguments of CMake, e.g. "-DFGVC_EXT_EMULATION=ON"
     MAX_JOBS                 parallel compilations
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -56,14 +57,50 @@ def nvcc_path() -> str | None:
     return shutil.which("nvcc")
 
 
+# The names that torch gives to architectures (torch.utils.cpp_extension), from the oldest that CUDA 12 compiles for.
+NAMED_ARCHITECTURES = {
+    "Maxwell+Tegra": "5.3",
+    "Maxwell": "5.0;5.2+PTX",
+    "Pascal": "6.0;6.1+PTX",
+    "Volta+Tegra": "7.2",
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+    "Rubin": "10.7+PTX",
+}
+
+
 def cmake_architectures(torch_list: str) -> str:
     """ "8.0;9.0+PTX" as torch writes it → "80-real;90" as CMake does (without a suffix: machine code and PTX)."""
-    names = []
+    if torch_list.strip() == "native":
+        torch_list = visible_architectures()
+    with_ptx: dict[str, bool] = {}  # a number that is given twice has PTX where either asks for it
     for name in torch_list.replace(" ", ";").split(";"):
-        if name:
-            number = name.removesuffix("+PTX").replace(".", "")
-            names.append(number if name.endswith("+PTX") else f"{number}-real")
-    return ";".join(names)
+        for architecture in filter(None, NAMED_ARCHITECTURES.get(name, name).split(";")):
+            parts = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", architecture)
+            if parts is None:
+                sys.exit(
+                    f"TORCH_CUDA_ARCH_LIST: {name!r} is no architecture; expected numbers such as 8.0, 9.0a, 9.0+PTX "
+                    f"or names ({', '.join(NAMED_ARCHITECTURES)}), with spaces or semicolons between them"
+                )
+            number = parts[1] + parts[2]
+            with_ptx[number] = with_ptx.get(number, False) or parts[3] is not None
+    return ";".join(number if ptx else f"{number}-real" for number, ptx in with_ptx.items())
+
+
+def visible_architectures() -> str:
+    """Those of the GPUs of this machine, the newest with PTX: what "native" means to torch."""
+    import torch
+
+    found = sorted({torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())})
+    if not found:
+        sys.exit("TORCH_CUDA_ARCH_LIST=native, but torch finds no GPU: name the architectures, e.g. 8.0;9.0+PTX")
+    return ";".join(f"{major}.{minor}" for major, minor in found) + "+PTX"
 
 
 class CMakeBuild(build_ext):
@@ -85,13 +122,14 @@ class CMakeBuild(build_ext):
         package = ROOT if in_place else Path(self.build_lib).resolve()
         build = ROOT / "build" / sys.implementation.cache_tag  # kept: only what changed is compiled again
         cuda = cuda_wanted()
+        architectures = cmake_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if cuda else ""
         arguments = [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DFGVC_EXT_CUDA={'ON' if cuda else 'OFF'}",
             "-DFGVC_EXT_EMULATION=OFF",  # every option at every build: CMake's cache would keep the last build's
             "-DFGVC_EXT_SANITIZE=",
-            f"-DFGVC_EXT_CUDA_ARCHITECTURES={cmake_architectures(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))}",
+            f"-DFGVC_EXT_CUDA_ARCHITECTURES={architectures}",
             *shlex.split(os.environ.get("FGVC_EXT_CMAKE_ARGS", "")),
         ]
         if cuda:
@@ -137,8 +175,9 @@ class Develop(Command):
         sys.exit(subprocess.run(command).returncode)
 
 
-setup(
-    # One entry stands for everything that CMake installs; its name only makes the wheel a platform wheel.
-    ext_modules=[Extension("fgvc_ext._C", sources=[])] if BUILD_WANTED else [],
-    cmdclass={"build_ext": CMakeBuild, "develop": Develop},
-)
+if __name__ == "__main__":  # so it is for pip as well; the tests import this file
+    setup(
+        # One entry stands for everything that CMake installs; its name only makes the wheel a platform wheel.
+        ext_modules=[Extension("fgvc_ext._C", sources=[])] if BUILD_WANTED else [],
+        cmdclass={"build_ext": CMakeBuild, "develop": Develop},
+    )

@@ -4,15 +4,17 @@ import contextlib
 import importlib.util
 import os
 import platform
+import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from ._version import __version__
 
@@ -24,7 +26,7 @@ _kernels = {"cpu": False, "cuda": False}  # device type -> its kernels are regis
 _module: ModuleType | None = None  # fgvc_ext._C
 _reference_asked = os.environ.get("FGVC_EXT_BACKEND", "") == "reference"
 _labels_checked = os.environ.get("FGVC_EXT_CHECK", "") == "1"
-_warned = False
+_warned: set[str] = set()  # device types
 
 
 def _load() -> None:
@@ -114,27 +116,34 @@ def has_schemas() -> bool:
 
 
 def use_kernel(tensor: Tensor) -> bool:
-    """Whether the compiled kernel takes this tensor; warns once where the reference stands in without being asked."""
+    """Whether the compiled kernel takes this tensor; warns once a device where the reference stands in unasked."""
     if _reference_asked:
         return False
-    if _kernels.get(tensor.device.type, False):
+    # `.device.type` builds a string, which takes longer than all other checks together.
+    if _kernels["cpu"] if tensor.is_cpu else _kernels.get(tensor.device.type, False):
         return True
-    if not torch.compiler.is_compiling():
+    # Without data nothing runs; but what is compiled is traced with fake tensors, and then runs without coming here.
+    if torch.compiler.is_compiling() or not is_fake(tensor):
         _warn_once(tensor.device.type)
     return False
 
 
-def _warn_once(device: str) -> None:
-    global _warned
-    if _warned:
-        return
-    _warned = True
+def _warn_once(device: str) -> bool:
+    if device in _warned or device == "meta":
+        return True
+    _warned.add(device)
     reason = _errors.get(device, "this device has no kernels")
     warnings.warn(
         f"fgvc_ext: {device} tensors run on the slower PyTorch reference: {reason}. `fgvc_ext.info()` tells more; "
         "FGVC_EXT_BACKEND=reference asks for the reference and silences this.",
         stacklevel=4,
     )
+    return True
+
+
+# torch.compile calls it while it traces and takes the result for a constant: no graph break, nothing in the graph. This
+# is what torch.compiler.assume_constant_result does, which would import torch._dynamo: seconds, in every program.
+_warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -162,6 +171,45 @@ def check_labels() -> bool:
     return _labels_checked
 
 
+def without_code(capabilities: Iterable[tuple[int, int]], architectures: str) -> list[str]:
+    """Those compute capabilities, as "8.6", for which a library of these CMake architectures has no code."""
+    missing = []
+    for capability in capabilities:
+        if not any(_has_code(capability, architecture) for architecture in architectures.split()):
+            missing.append("{}.{}".format(*capability))
+    return missing
+
+
+def _has_code(capability: tuple[int, int], architecture: str) -> bool:
+    parts = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
+    if parts is None:
+        return True  # "all", "native": what it stood for in that build is not known
+    built = int(parts[1]), int(parts[2])
+    if parts[3] == "a":
+        return capability == built
+    if parts[4] == "-real" or parts[3] == "f":  # machine code, which later minor versions run as well
+        return capability[0] == built[0] and capability >= built
+    return capability >= built  # PTX, which the driver compiles
+
+
+def _devices() -> str:
+    """Number of GPUs, and what the CUDA library has no code for. Looking at them starts CUDA in this process."""
+    number = torch.cuda.device_count()
+    if not _kernels["cuda"] or number == 0:
+        return str(number)
+    try:
+        found = sorted({torch.cuda.get_device_capability(device) for device in range(number)})
+    except RuntimeError as error:  # in a forked process, for one
+        return f"{number}, of unknown compute capability: {error}"
+    missing = without_code(found, build_facts()["cuda_architectures"])
+    if not missing:
+        return str(number)
+    return (
+        f"{number}, but the library has no code for compute capability {', '.join(missing)}: build it again with "
+        f'TORCH_CUDA_ARCH_LIST="{";".join(missing)}"'
+    )
+
+
 def info() -> dict[str, Any]:
     """Versions, libraries found, instruction set in use, CUDA architectures, or why something is missing."""
     facts = build_facts()
@@ -176,7 +224,7 @@ def info() -> dict[str, Any]:
         "python module": "loaded" if _module is not None else _errors.get("_C", "needs the CPU library"),
         "cuda library": "loaded" if _kernels["cuda"] else _errors["cuda"],
         "cuda architectures": facts.get("cuda_architectures", "none") or "none",
-        "cuda devices": torch.cuda.device_count(),
+        "cuda devices": _devices(),
         "built with torch": facts.get("torch", "not built"),
         "compiler": facts.get("compiler", "not built"),
     }

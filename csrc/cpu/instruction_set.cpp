@@ -21,14 +21,24 @@ extern const Kernels table;
 
 namespace {
 
+#ifdef FGVC_HAS_X86
+// All that the tables are compiled with (CMakeLists.txt): the compiler may use any of it anywhere in them.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("lzcnt");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 // The n-th supported table, widest first; null when there are no more.
 const Kernels* supported(int n) {
 #ifdef FGVC_HAS_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && n-- == 0)
-    return &avx512::table;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2") && n-- == 0)
-    return &avx2::table;
+  if (has_avx512() && n-- == 0) return &avx512::table;
+  if (has_avx2() && n-- == 0) return &avx2::table;
 #endif
   return n == 0 ? &baseline::table : nullptr;
 }

@@ -5,6 +5,7 @@ found by the emulation, by a sanitizer or by results that depend on the schedule
 then runs the kernels of every operator.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -29,22 +30,30 @@ pytestmark = [
 ]
 
 
-def toolkit_include() -> Path | None:
-    """The folder of the CUDA toolkit's headers, if there is one."""
+@functools.cache
+def toolkit_include() -> list[Path]:
+    """The folders of CUDA's headers, of a toolkit or of what torch's wheels bring, as csrc/emulation/CMakeLists.txt."""
     nvcc = shutil.which("nvcc")
-    homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
-    includes = [Path(home) / "include" for home in homes if home]
-    return next((include for include in includes if (include / "cuda_bf16.h").exists()), None)
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
+    candidates = [[Path(home) / "include"] for home in [*homes, "/usr/local/cuda"] if home]
+    packages = Path(torch.__file__).parents[1]
+    candidates.append([*sorted(packages.glob("nvidia/*/include")), packages / "triton/backends/nvidia/include"])
+    for folders in candidates:
+        command = ["g++", "-fsyntax-only", "-xc++", "-", *(f"-I{folder}" for folder in folders)]
+        if subprocess.run(command, input="#include <cuda_bf16.h>", text=True, capture_output=True).returncode == 0:
+            return folders
+    return []
 
 
 def compile_executable(build: str, executable: Path, *sources: Path) -> Path:
     toolkit = toolkit_include()
-    if toolkit is None:
-        pytest.skip("the emulation needs the headers of the CUDA toolkit (CUDA_HOME, nvcc on PATH)")
+    if not toolkit:
+        pytest.skip("the emulation needs CUDA's headers, of a toolkit (CUDA_HOME, nvcc on PATH) or of a CUDA torch")
     torch_headers = Path(torch.__file__).parent / "include"  # read, not linked
     command = ["g++", "-std=c++20", "-g", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", *BUILDS[build]]
     command += ["-DFGVC_EXT_EMULATE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-I", str(EMULATION)]
-    command += ["-isystem", str(toolkit), "-isystem", str(torch_headers), *map(str, sources), "-o", str(executable)]
+    command += [option for folder in [*toolkit, torch_headers] for option in ("-isystem", str(folder))]
+    command += [*map(str, sources), "-o", str(executable)]
     subprocess.run(command, check=True)
     return executable
 

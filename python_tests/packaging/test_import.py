@@ -61,6 +61,58 @@ def test_without_libraries_the_reference_runs_with_one_warning(
     assert f"{LIBRARY} is missing" in library
 
 
+def test_a_program_that_only_compiles_is_warned_as_well(interpreters: Interpreters, copy_package: CopyPackage) -> None:
+    """While tracing, without a graph break, and with what comes after as it would be without the warning."""
+    code = """
+import warnings
+import torch, fgvc_ext
+pool = torch.compile(lambda features: fgvc_ext.ops.global_k_max_pool(features, 4), backend="eager", fullgraph=True)
+loss = torch.compile(fgvc_ext.ops.gradient_boosting_cross_entropy, backend="eager", fullgraph=True)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        print(pool(torch.arange(24.).reshape(1, 2, 3, 4)).tolist())
+    print(pool(torch.arange(60.).reshape(1, 2, 5, 6)).tolist())
+    loss(torch.zeros(1, 5), torch.tensor([1]))
+print(*[str(warning.message) for warning in caught if "fgvc_ext" in str(warning.message)])
+"""
+    lines = interpreters.run(code, copy_package(libraries=False)).lines
+    assert lines[:-1] == ["[[9.5, 21.5]]", "[[9.5, 21.5]]", "[[27.5, 57.5]]"]
+    assert lines[-1].count("fgvc_ext: cpu tensors run on the slower PyTorch reference") == 1
+    assert "python setup.py develop" in lines[-1]
+
+
+def test_the_import_does_not_bring_torchs_compiler(interpreters: Interpreters, copy_package: CopyPackage) -> None:
+    code = "import fgvc_ext, sys; print('torch._dynamo' in sys.modules)"
+    assert interpreters.run(code, copy_package(libraries=False)).lines == ["False"]
+
+
+def test_the_warning_comes_once_a_device_and_not_for_tensors_without_data(
+    interpreters: Interpreters, copy_package: CopyPackage
+) -> None:
+    code = """
+import warnings
+import torch, fgvc_ext
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+class Elsewhere:  # as much of a tensor as `use_kernel` looks at
+    is_cpu = False
+    device = torch.device("cuda")
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    print(fgvc_ext.ops.global_k_max_pool(torch.empty(1, 2, 3, 4, device="meta"), 4).shape)
+    with FakeTensorMode():
+        print(fgvc_ext.ops.global_k_max_pool(torch.empty(1, 2, 3, 4), 4).shape)
+    print(len(caught))
+    for tensor in (torch.empty(1), torch.empty(1), Elsewhere(), Elsewhere()):
+        fgvc_ext._library.use_kernel(tensor)
+print(*[str(warning.message).split()[1] for warning in caught])
+"""
+    size = "torch.Size([1, 2])"
+    assert interpreters.run(code, copy_package(libraries=False)).lines == [size, size, "0", "cpu cuda"]
+
+
 @pytest.mark.parametrize("libraries", [False, pytest.param(True, marks=compiled)])
 def test_the_reference_that_was_asked_for_warns_of_nothing(
     interpreters: Interpreters, copy_package: CopyPackage, libraries: bool
@@ -112,7 +164,7 @@ def of_a_newer_torch(path: Path) -> None:
         (only_a_header, "is truncated: 100 of "),
         (empty, "file too short"),
         (text, "invalid ELF header"),
-        (another_library, "is not of this version of fgvc_ext: it has no kernel for diversify"),
+        (another_library, "is not of this version of fgvc_ext: it has no kernel for "),
         (of_a_newer_torch, "undefined symbol: torch_of_the_future"),
     ],
 )
@@ -175,3 +227,47 @@ def test_a_cuda_library_is_left_alone_where_torch_has_another_cuda(interpreters:
     assert other == f"built for CUDA {built}, but torch {torch.__version__} has CUDA 99.1"
     (none,) = interpreters.run(code.format(None), PACKAGE.parent).lines
     assert none == f"built for CUDA {built}, but torch {torch.__version__} has no CUDA"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capabilities", "without"),
+    [
+        ("75-real 80-real 86-real 89-real 90", [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0)], []),
+        ("75-real 80-real 86-real 89-real 90", [(6, 1), (7, 0), (10, 0), (12, 1)], ["6.1", "7.0"]),  # 90 has PTX
+        ("80-real", [(7, 5), (8, 0), (8, 6), (9, 0)], ["7.5", "9.0"]),  # machine code: the major version's
+        ("86-real", [(8, 0), (8, 6), (8, 9)], ["8.0"]),
+        ("80-virtual", [(7, 5), (8, 0), (12, 0)], ["7.5"]),
+        ("90a", [(9, 0), (10, 0)], ["10.0"]),  # neither its machine code nor its PTX runs elsewhere
+        ("100f-real", [(10, 0), (10, 3), (12, 0)], ["12.0"]),
+        ("120-real", [(12, 0), (12, 1), (1, 2)], ["1.2"]),
+        ("all-major", [(5, 2), (13, 0)], []),  # the build's list is not known
+        ("", [(8, 0)], ["8.0"]),
+        ("80-real", [], []),
+    ],
+)
+def test_gpus_that_the_library_has_no_code_for(
+    architectures: str, capabilities: list[tuple[int, int]], without: list[str]
+) -> None:
+    assert _library.without_code(capabilities, architectures) == without
+
+
+@pytest.mark.parametrize(
+    ("loaded", "capabilities", "words"),
+    [
+        (False, [(6, 1)], "1"),
+        (True, [], "0"),
+        (True, [(9, 0), (8, 0)], "2"),
+        (
+            True, [(8, 0), (6, 1), (6, 1)], "3, but the library has no code for compute capability 6.1: "
+            'build it again with TORCH_CUDA_ARCH_LIST="6.1"',
+        ),
+    ],
+)  # fmt: skip
+def test_info_names_gpus_that_the_library_has_no_code_for(
+    loaded: bool, capabilities: list[tuple[int, int]], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_library._kernels, "cuda", loaded)
+    monkeypatch.setattr(_library, "build_facts", lambda: {"cuda_architectures": "80-real 90"})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
+    assert _library._devices() == words

@@ -25,7 +25,8 @@ for name in _library._module.supported_instruction_sets():
     for operator in OPERATORS:
         for dtype in DTYPES:
             for layout in LAYOUTS if operator.image_like else ("contiguous", "transposed", "sliced"):
-                for sample in [*operator.samples(dtype, "cpu", layout), operator.empty()]:
+                large = operator.large() if dtype == torch.float32 and layout == "contiguous" else []
+                for sample in [*operator.samples(dtype, "cpu", layout), *operator.empty(), *large]:
                     print(name, operator.name, dtype, layout, sample.name, flush=True)
                     for tensor in sample.differentiable:
                         sample.tensors[tensor].requires_grad_()
