@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from fgvc_ext.data import BrokenImageError, eval_transform
 from fgvc_ext.explain.comparison import ModelView, explain_models
 from fgvc_ext.explain.crop import CentreCrop
-from fgvc_ext.models import SubtleDifferences, build_backbone
+from fgvc_ext.models import SubtleDifferences, build_backbone, load_weights
 from fgvc_ext.nn import GradientBoostingCrossEntropyLoss
 from fgvc_ext.training import (
     EXIT_PREEMPTED,
@@ -47,6 +48,7 @@ from fgvc_ext.training.classification import (
     preprocessing,
     training_samples,
 )
+from fgvc_ext.training.config import at_least, check_limits
 from fgvc_ext.training.report import write_run_report
 from fgvc_ext.training.state import file_sha256
 
@@ -75,15 +77,15 @@ class MethodConfig:
     """Probability that the peaks of a map are hidden."""
     p_patch: float = 0.5
     """Probability that a patch is hidden."""
-    patch_size: int = 3
+    patch_size: int = at_least(1, 3)
     """G: side of a patch, in cells of the map."""
     alpha: float = 0.1
     """Factor of what is hidden."""
     gce: bool = True
     """The gradient-boosting cross-entropy (equations 9–16); False: plain cross-entropy."""
-    k: int = 15
+    k: int = at_least(1, 15)
     """Number of confusing classes in the loss."""
-    gce_from_epoch: int = 0
+    gce_from_epoch: int = at_least(0, 0)
     """Epochs of plain cross-entropy before (ImageNet recipe: half of them)."""
     compare_plain: bool = False
     """Train the plain network (no block, cross-entropy) first, and show both side by side."""
@@ -102,12 +104,12 @@ class Config:
     """Folder of the run."""
     seed: int = 0
     resume: str = "auto"
-    """auto: go on with the run in --out, if there is one. must, never: demand or refuse one. PATH: that checkpoint."""
+    """auto: go on with the run in --out, if there is one. must, never: demand or refuse one. PATH: its checkpoint."""
     five_crop: bool = True
     """Evaluate the final model with five crops as well."""
-    limit_train: int | None = None
+    limit_train: int | None = at_least(1, None)
     """Use only so many training images."""
-    limit_test: int | None = None
+    limit_test: int | None = at_least(1, None)
     """Use only so many test images."""
     report: bool = True
     """Write report.html with curves, activation maps and confusions at the end."""
@@ -117,7 +119,7 @@ class Config:
 
 PRESETS = {
     "demo": (
-        "Synthetic birds on a CPU, about a minute: the plain network and ours.",
+        "Synthetic birds on a CPU, about two minutes: the plain network and ours.",
         Config(
             data=DataConfig(name="synthetic", resize=128, crop=112),
             model=ModelConfig(backbone="resnet10_narrow"),
@@ -137,15 +139,19 @@ PRESETS = {
     ),
 }
 
+USAGE = """Diversification block and gradient-boosting cross-entropy.
+
+Give a preset and changes to it, or repeat a run: --config RUN/config.json [changes]."""
+
 
 def build_task(config: Config, method: MethodConfig, num_classes: int) -> Classification:
     """The network and its losses."""
+    if config.model.weights is not None and config.model.pretrained:
+        raise ValueError("give either --model.weights (a file) or --model.pretrained True, not both")
     backbone = build_backbone(
         config.model.backbone,
-        weights=config.model.weights,
         pretrained=config.model.pretrained,
         stride_on_first_conv=config.model.stride_on_first_conv,
-        report=print,
     )
     model = SubtleDifferences(
         backbone,
@@ -156,6 +162,8 @@ def build_task(config: Config, method: MethodConfig, num_classes: int) -> Classi
         patch_size=method.patch_size,
         alpha=method.alpha,
     )
+    if config.model.weights is not None:
+        print(load_weights(model, config.model.weights).text())
     plain, boosted = nn.CrossEntropyLoss(), GradientBoostingCrossEntropyLoss(k=method.k)
     if not method.gce:
         return Classification(model, plain)
@@ -233,8 +241,9 @@ def show_plan(config: Config, datasets: Datasets) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the configuration, train, report; returns the exit code."""
-    config = read_arguments(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        config = read_arguments(arguments)
         datasets = load_datasets(config.data, config.seed, config.limit_train, config.limit_test)
         if config.dry_run:
             show_plan(config, datasets)
@@ -247,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
         if config.report:
             print(f"report: {write_report(config, datasets, tasks)}")
     except Preempted as stop:
-        print(f"{stop}. To go on: {' '.join([sys.executable, *sys.argv])}")
+        print(f"{stop}. To go on: {command_to_go_on(arguments)}")
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
     except (ValueError, OSError, BrokenImageError, RunLocked, CheckpointCorrupt, NonFiniteLoss) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -255,13 +264,28 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def command_to_go_on(arguments: list[str]) -> str:
+    """The command that continues a run from its newest checkpoint, ready for a shell."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--resume" and not argument.startswith("--resume="):
+            kept.append(argument)
+        skip = argument == "--resume"  # the next one is its value
+    return shlex.join([sys.executable, sys.argv[0], *kept, "--resume", "auto"])
+
+
 def read_arguments(arguments: list[str]) -> Config:
     """A preset and changes to it, or --config FILE and changes to that."""
-    if "--config" in arguments[:1]:
-        base = load_config(Config, arguments[1]) if len(arguments) > 1 else Config()
-        return tyro.cli(Config, default=base, args=arguments[2:], config=(tyro.conf.FlagConversionOff,))
-    presets = {name: (text, preset) for name, (text, preset) in PRESETS.items()}
-    return tyro.extras.overridable_config_cli(presets, args=arguments, config=(tyro.conf.FlagConversionOff,))
+    markers = (tyro.conf.FlagConversionOff,)
+    if arguments[:1] == ["--config"]:
+        if len(arguments) < 2:
+            raise ValueError("--config: expected the config.json of a run")
+        base = load_config(Config, arguments[1])
+        config = tyro.cli(Config, default=base, args=arguments[2:], config=markers)
+    else:
+        config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, config=markers, description=USAGE)
+    check_limits(config)
+    return config
 
 
 if __name__ == "__main__":

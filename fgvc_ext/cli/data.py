@@ -37,7 +37,10 @@ def check_command(dataset: str, root: Path | None = None) -> int:
 
 
 def _splits(dataset: str, root: Path | None) -> list[ImageDataset]:
-    splits = [load_dataset(dataset, root, split) for split in ("train", "test")]
-    if isinstance(splits[0], ImageFolder) and (splits[0].root / "val").is_dir():
-        splits.insert(1, load_dataset(dataset, root, "val"))
-    return splits
+    train = load_dataset(dataset, root, "train")
+    names = ["test"]
+    if isinstance(train, ImageFolder):  # either will do for evaluation
+        names = [name for name in ("val", "test") if (train.root / name).is_dir()] or ["test"]
+        if names == ["val"]:
+            print(f"{train.root}: no folder 'test': 'val' is what a model is evaluated on")
+    return [train, *(load_dataset(dataset, root, name) for name in names)]

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .check import Problem, check
+from .check import Problem, check, verify_files
 from .cub import CUB
-from .dataset import BrokenImageError, DatasetError, ImageDataset, decode_image, split_validation
+from .dataset import BrokenImageError, DatasetError, ImageDataset, decode_image, split_validation, verify_image
 from .folder import ImageFolder
 from .synthetic import SyntheticBirds
 from .transforms import eval_transform, five_crop_transform, train_transform
@@ -28,6 +28,8 @@ __all__ = [
     "load_dataset",
     "split_validation",
     "train_transform",
+    "verify_files",
+    "verify_image",
 ]
 
 _DATASETS: dict[str, Callable[..., ImageDataset]] = {"synthetic": SyntheticBirds, "folder": ImageFolder, "cub": CUB}

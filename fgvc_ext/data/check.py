@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
-from .dataset import BrokenImageError, ImageDataset, ImageFiles
+from .cub import CUB, OFFICIAL_CLASSES, OFFICIAL_PARTS, OFFICIAL_PER_CLASS
+from .dataset import BrokenImageError, DatasetError, ImageDataset, ImageFiles, verify_image
+
+DECODED_AT_MOST = 20_000
+"""Images that `verify_files` decodes; of a larger data set it reads the headers alone."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """One finding. `kind`: "broken image", "duplicate image", "image in two splits", "empty class", "few images",
-    "class list" or "box". `serious`: training on it fails or its result misleads.
+    "class list", "box", "class counts" or "parts". `serious`: training on it fails or its result misleads.
     """
 
     kind: str
@@ -29,7 +37,8 @@ def check(*datasets: ImageDataset) -> list[Problem]:
     """Check one split or several splits of a data set together: every image is decoded once.
 
     Reports broken images, the same image content twice in a split or in two of them, classes without images, very
-    small classes, boxes outside their image, and splits whose class lists differ. Shows a progress bar on a terminal.
+    small classes, boxes outside their image, and splits whose class lists differ; for CUB also classes of other sizes
+    than the official ones, and part files that are missing or faulty. Shows a progress bar on a terminal.
     """
     problems: list[Problem] = []
     seen: dict[str, list[tuple[ImageDataset, int]]] = defaultdict(list)
@@ -37,6 +46,8 @@ def check(*datasets: ImageDataset) -> list[Problem]:
         if dataset.classes != datasets[0].classes:
             problems.append(_different_classes(datasets[0], dataset))
         problems += _class_counts(dataset)
+        if isinstance(dataset, CUB):
+            problems += _cub_problems(dataset)
         for index in tqdm(range(len(dataset)), f"checking {dataset.split}", unit="image", disable=None, leave=False):
             try:
                 image = dataset.load(index)
@@ -50,6 +61,61 @@ def check(*datasets: ImageDataset) -> list[Problem]:
     for places in seen.values():
         problems += _same_content(places)
     return sorted(problems, key=lambda problem: not problem.serious)
+
+
+def verify_files(dataset: ImageDataset, *, threads: int | None = None, decode_at_most: int = DECODED_AT_MOST) -> str:
+    """Find broken image files now rather than in the middle of a run; returns a line that says what was looked at.
+
+    Every file is decoded (a JPEG at an eighth of its size) in a few threads; of more than `decode_at_most` files only
+    the headers are read. A data set that is not made of files has nothing to verify: the line is empty.
+
+    Raises:
+        BrokenImageError: names the first broken file, and how many there are.
+    """
+    if not isinstance(dataset, ImageFiles):
+        return ""
+    header_only = len(dataset) > decode_at_most
+
+    def broken(item: tuple[int, Path]) -> BrokenImageError | None:
+        try:
+            verify_image(item[1], index=item[0], header_only=header_only)
+        except BrokenImageError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        found = [error for error in pool.map(broken, enumerate(dataset.paths)) if error is not None]
+    if found:
+        first, where = found[0], f"{dataset.name} {dataset.split}"
+        text = f"{first} ({len(found)} of {len(dataset)} images of {where} are broken)"
+        raise BrokenImageError(text, path=first.path, index=first.index, cause=first.cause)
+    how = f"the headers of {len(dataset):,} files can be read" if header_only else f"all {len(dataset):,} files decode"
+    return f"{dataset.name} {dataset.split}: {how}"
+
+
+def _cub_problems(dataset: CUB) -> list[Problem]:
+    """Sizes of classes and the part files, for the whole split that `dataset` is from."""
+    split = "train" if dataset.split == "val" else dataset.split
+    problems = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the data set itself has warned already
+        whole = CUB(dataset.root, split, check_files=False)
+        low, high = OFFICIAL_PER_CLASS[split]
+        counts = dict(zip(whole.classes, whole.labels.bincount(minlength=len(whole.classes)).tolist(), strict=True))
+        other = [f"{name} ({count})" for name, count in counts.items() if not low <= count <= high]
+        if other:
+            shown = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
+            text = f"{split}: {len(other)} classes have not {low} to {high} images as the official split has: {shown}"
+            # A part of the data set may be what somebody wants; a whole one with another split is not comparable.
+            problems.append(Problem("class counts", text, serious=len(counts) == OFFICIAL_CLASSES))
+        try:
+            names = CUB(dataset.root, split, parts=True, check_files=False).part_names
+        except DatasetError as error:
+            missing = isinstance(error.__cause__, FileNotFoundError)  # training does not need the parts
+            return [*problems, Problem("parts", str(error), serious=not missing)]
+    if len(names) != OFFICIAL_PARTS:
+        problems.append(Problem("parts", f"{split}: {len(names)} parts, expected {OFFICIAL_PARTS}", serious=False))
+    return problems
 
 
 def _name(dataset: ImageDataset, index: int) -> str:

@@ -16,6 +16,8 @@ from .dataset import DatasetError, ImageFiles
 
 OFFICIAL_CLASSES = 200
 OFFICIAL_IMAGES = {"train": 5994, "test": 5794}
+OFFICIAL_PER_CLASS = {"train": (29, 30), "test": (11, 30)}
+OFFICIAL_PARTS = 15
 
 Value = TypeVar("Value")
 

@@ -7,19 +7,20 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 MAX_PIXELS = 500_000_000
 """What `decode_image` decodes by default: 20,000 x 20,000 pixels fit (1.2 GB as RGB), a decompression bomb does not."""
 
+Result = TypeVar("Result")
 _open_lock = threading.Lock()
 
 
@@ -59,6 +60,21 @@ def decode_image(path: str | os.PathLike[str], *, index: int | None = None, max_
     Raises `BrokenImageError` for a missing, empty, truncated, foreign or unsupported file and for more than
     `max_pixels` pixels; its message holds path, `index` (where given) and cause.
     """
+    return _read(path, index, lambda data: _decode(data, max_pixels))
+
+
+def verify_image(
+    path: str | os.PathLike[str], *, index: int | None = None, max_pixels: int = MAX_PIXELS, header_only: bool = False
+) -> None:
+    """Raise the `BrokenImageError` that `decode_image` would raise, at a part of its cost.
+
+    A JPEG is decoded at an eighth of its size: all of its data is read, few pixels are computed. With `header_only`,
+    only the header is read (and, of a PNG, the checksums): a truncated JPEG is not found then.
+    """
+    _read(path, index, lambda data: _verify(data, max_pixels, header_only))
+
+
+def _read(path: str | os.PathLike[str], index: int | None, use: Callable[[bytes], Result]) -> Result:
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -67,22 +83,64 @@ def decode_image(path: str | os.PathLike[str], *, index: int | None = None, max_
     if not data:
         raise BrokenImageError.of(path, index, "the file is empty (0 bytes)")
     try:
-        return _decode(data, max_pixels)
+        return use(data)
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...: all mean one thing
         raise BrokenImageError.of(path, index, str(error) or type(error).__name__) from error
 
 
 def _decode(data: bytes, max_pixels: int) -> Tensor:
-    image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
-    image.load()
+    image = _open(data, max_pixels)
+    with _whole_images_only:
+        image.load()
     pixels = np.array(_to_rgb(_upright(image)), dtype=np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _open(data: bytes) -> Image.Image:
+def _verify(data: bytes, max_pixels: int, header_only: bool) -> None:
+    image = _open(data, max_pixels)
+    with _whole_images_only:
+        if header_only:
+            image.verify()
+            return
+        image.draft(None, (image.width // 8, image.height // 8))  # only a JPEG takes notice
+        image.load()
+    _to_rgb(image)
+
+
+class _WholeImagesOnly:
+    """While any thread is inside, Pillow refuses truncated files, whatever the program set elsewhere.
+
+    `ImageFile.LOAD_TRUNCATED_IMAGES` is a global of Pillow, which pads such files with grey. It is put back when the
+    last thread leaves; the lock is not held meanwhile, so threads decode side by side.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_whole_images_only = _WholeImagesOnly()
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    image = _open_header(data)
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {max_pixels}")
+    return image
+
+
+def _open_header(data: bytes) -> Image.Image:
     """Read the header. Pillow's own size limit is a global that refuses legitimate images; `max_pixels` is ours."""
     with _open_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from .dataset import DatasetError, ImageFiles
 
 SPLITS = ("train", "val", "test")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class ImageFolder(ImageFiles):
@@ -18,7 +20,7 @@ class ImageFolder(ImageFiles):
 
     The classes are the folders under `root/train`, in ASCII order, for every split. Images are found at any depth
     below their class, by the endings in `EXTENSIONS`; hidden files and folders are left out. Ids are paths relative to
-    `root`, with "/".
+    `root`, with "/". Files of other endings are left out with one warning that counts them.
 
     Raises `DatasetError` for a missing root or split, a class folder without images, a class that stands in another
     split but not in train, and images that lie beside the class folders.
@@ -38,17 +40,26 @@ class ImageFolder(ImageFiles):
             )
         paths: list[Path] = []
         labels: list[int] = []
+        others: Counter[str] = Counter()
         for name in found:
-            images = _images_below(root / split / name)
+            images, left_out = _files_below(root / split / name)
             if not images:
+                there = f", found {_counted(left_out)}" if left_out else ""
                 raise DatasetError(
-                    f"{root / split / name}: class folder without images, expected {' '.join(EXTENSIONS)}"
+                    f"{root / split / name}: class folder without images, expected {' '.join(EXTENSIONS)}{there}"
                 )
+            others += left_out
             paths += images
             labels += [classes.index(name)] * len(images)
         ids = [path.relative_to(root).as_posix() for path in paths]
         super().__init__("folder", split, classes, torch.tensor(labels, dtype=torch.int64), ids, paths=paths)
         self.root = root
+        if others:
+            warnings.warn(
+                f"{root / split}: {others.total()} files left out for their endings: {_counted(others)}; "
+                f"images end in {' '.join(EXTENSIONS)}",
+                stacklevel=2,
+            )
 
 
 def _class_names(root: Path, split: str) -> list[str]:
@@ -67,11 +78,20 @@ def _class_names(root: Path, split: str) -> list[str]:
     return names
 
 
-def _images_below(folder: Path) -> list[Path]:
-    images = []
+def _files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images at any depth, and how many files of which other endings lie between them."""
+    images, others = [], Counter[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        images += [
-            Path(place, name) for name in files if not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-        ]
-    return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+        for file in (Path(place, name) for name in files if not name.startswith(".")):
+            if file.suffix.lower() in EXTENSIONS:
+                images.append(file)
+            else:
+                others[file.suffix.lower() or "no ending"] += 1
+    return sorted(images, key=lambda path: path.relative_to(folder).as_posix()), others
+
+
+def _counted(endings: Counter[str]) -> str:
+    most = sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:8]
+    shown = ", ".join(f"{ending} ({count})" for ending, count in most)
+    return shown + (", ..." if len(endings) > 8 else "")

@@ -17,10 +17,12 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import cache as cached_result
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -29,8 +31,8 @@ from .dataset import ImageDataset
 from .synthetic_classes import PARTS, Looks, differing_parts, make_species
 from .synthetic_drawing import draw_bird
 
-GENERATOR_VERSION = 1
-"""Raised by every change that changes a pixel: old cache files are then no longer found."""
+DRAWING_SOURCES = ("synthetic", "synthetic_classes", "synthetic_drawing", "synthetic_scene", "synthetic_shapes")
+"""The modules that decide every pixel."""
 
 _Arrays = dict[str, np.ndarray]
 
@@ -39,6 +41,18 @@ def default_cache_dir() -> Path:
     """`$FGVC_EXT_CACHE`, else `$XDG_CACHE_HOME/fgvc_ext`, else `~/.cache/fgvc_ext`."""
     own = os.environ.get("FGVC_EXT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fgvc_ext"
+
+
+@cached_result
+def drawing_key() -> str:
+    """Changes with the code that draws and with Pillow's version: a cache file is only found by what would draw it.
+
+    Line endings do not count. The key is no part of the fingerprint, which holds the pixels themselves.
+    """
+    digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())
+    for module in DRAWING_SOURCES:
+        digest.update(b"\0" + Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8").encode())
+    return digest.hexdigest()[:16]
 
 
 class SyntheticBirds(ImageDataset):
@@ -52,7 +66,8 @@ class SyntheticBirds(ImageDataset):
     train_per_class, test_per_class : images of each species in either split.
     image_size : side of the square images in pixels, at least 32; the small parts need about 96.
     cache : True keeps the drawn images under `default_cache_dir()`, a path under that folder, False draws anew.
-        A cache file that is damaged is drawn again; several processes may make the same one at once.
+        A cache file that is damaged, or of other drawing code or another Pillow, is drawn again; several processes
+        may make the same one at once.
 
     Attributes beside those of `ImageDataset`
     -----------------------------------------
@@ -86,9 +101,9 @@ class SyntheticBirds(ImageDataset):
             )
         names, self.class_attributes = make_species(classes, seed)
         self.image_size, self.seed = image_size, seed
-        recipe = f"v{GENERATOR_VERSION}-{split}-{classes}-{per_class}-{image_size}-{seed}"
+        recipe = f"{split}-{classes}-{per_class}-{image_size}-{seed}"
         folder = (default_cache_dir() if cache is True else Path(cache)) if cache else None
-        arrays = _cached(folder, recipe, lambda: self._draw(split, per_class))
+        arrays = _cached(folder, f"{recipe}-{drawing_key()}", lambda: self._draw(split, per_class))
         self._images = torch.from_numpy(arrays["images"])
         self._rows = torch.arange(len(self._images))
         self._recipe = recipe

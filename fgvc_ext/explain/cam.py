@@ -6,9 +6,9 @@ convolution's output at class c is M_c(x, y) = Σ_k w_kc f_k(x, y), whose mean i
 gradient is needed.
 
 The measures turn "the model looks at more of the bird" into numbers. They use the positive part of a map, the
-evidence for the class. A sample without any has no value: NaN, which `summarise` counts out. Scores do not change
-when one number is added to the maps of all classes, the positive part does: to compare models whose maps have
-different zero levels, pass `maps - maps.amin((-2, -1), keepdim=True)`.
+evidence for the class. A sample without any has no value: NaN, which `summarise` counts out. Which class wins does
+not change when one number is added to the maps of all classes, the positive part does: to compare models, whose maps
+have different zero levels, pass `maps - maps.amin((-2, -1), keepdim=True)`, as `comparison` does for every model.
 """
 
 from __future__ import annotations

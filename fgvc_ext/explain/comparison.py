@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from fgvc_ext.data.dataset import ImageDataset
 
 MEASURES = (
-    "Maps of the true class over all test images, mean ± standard deviation. Share in box: how much of the positive "
-    "activation lies in the object's box (even attention: the box's share of the image). Area used: how widely it "
+    "Maps of the true class over all test images, mean ± standard deviation. Measured is what rises above each map's "
+    "own minimum: which class wins says nothing about the maps' zero level, and models differ in it. Share in box: how "
+    "much of that lies in the object's box (even attention: the box's share of the image). Area used: how widely it "
     "spreads, exp(entropy) as a share of the cells. Parts touched: true parts under the three strongest peaks."
 )
 
@@ -47,12 +48,12 @@ class ModelView:
     features: Callable[[Tensor], Tensor] | None = None
     """Images → pooled features [n,D], for the scatter of confusable classes."""
     masks: Callable[[Tensor, Tensor], Tensor] | None = None
-    """Images and seeds int64 [n] → the mask bool [n,C,h,w] that the block draws in training."""
+    """Images and seeds int64 [n] → the mask bool [n,C,h,w] that the block would draw for them in a training step."""
 
 
 @dataclass
 class _Answers:
-    """What a model says of every image: the true class's map, the predicted class, the features."""
+    """What a model says of every image: the true class's map (above its minimum), predicted class, features."""
 
     maps: Tensor
     predicted: Tensor
@@ -117,7 +118,8 @@ def explain_models(
         models: name → model, shown in this order; confusions are those of the last one.
         prepare: uint8 [3,H,W] → what the models take, [3,crop,crop] (`data.eval_transform`).
         frame: the same crop's geometry.
-        seed: of the masks; image i of the data set has seed + i.
+        seed: of the masks; image i of the data set has seed + i. These are examples: the images are of the test set,
+            which training never masks, and the maps are those of the finished network.
         rows: images in the comparison of maps, evenly spread over the data set, not chosen.
         pairs: most confused pairs shown with examples.
         group: most classes in the scatter of features.
@@ -155,8 +157,13 @@ def _ask(scene: _Scene, models: Mapping[str, ModelView], batch_size: int) -> dic
                 maps = model.maps(images).float().cpu()
                 features = None if model.features is None else model.features(images).float().cpu()
                 predicted = maps.mean((2, 3)).argmax(1)
-                gathered[name].append((maps[torch.arange(len(true)), true], predicted, features))
+                gathered[name].append((_above_minimum(maps[torch.arange(len(true)), true]), predicted, features))
     return {name: _joined(parts) for name, parts in gathered.items()}
+
+
+def _above_minimum(maps: Tensor) -> Tensor:
+    """Maps [n,h,w] from 0 on: the same rule for every model, in the measures and under the pictures."""
+    return maps - maps.amin((-2, -1), keepdim=True)
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> _Answers:
@@ -217,10 +224,11 @@ def _save_comparison(
     )
     caption = (
         "Class activation maps of the true class on test images (evenly spread over the test set, not chosen). Each "
-        "map is scaled by itself: bright is where the evidence for the class lies."
+        "map is scaled by itself: bright is where the evidence for the class lies. The numbers measure what rises "
+        "above each map's own minimum."
     )
     caption += (
-        " Right: what the diversification block hides from the class's map in one training step." if drawing else ""
+        " Right: what the diversification block would hide from the class's map in a training step." if drawing else ""
     )
     save_figure(run, "activation_maps", figure, title="Where the models look", caption=caption)
 

@@ -22,7 +22,7 @@ from fgvc_ext.explain.confusions import ConfusedPair
 from fgvc_ext.explain.maps import draw_boxes, draw_mask, draw_points, overlay
 from fgvc_ext.explain.palette import INK, MARK, QUIET, WIDTH, as_picture, drawing, percent, series_colour
 
-MASK_TITLE = "hidden while training"
+MASK_TITLE = "would be hidden"
 MIN_SIDE = 288
 """Pixels to which small images are enlarged before something is drawn on them."""
 
@@ -38,7 +38,7 @@ def cam_comparison(
     measures: Mapping[str, Sequence[str]] | None = None,
     opacity: float = 0.55,
 ) -> Figure:
-    """One row an image: the image, each model's activation map over it, the mask that the block drew (Figure 4).
+    """One row an image: the image, each model's activation map over it, the mask that the block draws (Figure 4).
 
     Args:
         images: N images, uint8 [3,H,W].

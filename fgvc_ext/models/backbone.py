@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 TORCHVISION_FAMILIES = ("resnet", "vgg", "densenet")
-HEADS = ("fc.", "classifier.")  # classifiers of torchvision's models, which a backbone leaves out
+HEADS = ("fc.", "classifier.", "head.")  # classifiers of torchvision's, timm's and our models, left out of backbones
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
+PARENTS = ("backbone.", "body.model.", "backbone.body.model.")  # where a model of ours keeps its layers, timm's too
 
 
 class Backbone(nn.Sequential):
@@ -54,7 +55,8 @@ def build_backbone(
 
     Args:
         name: a torchvision ResNet, VGG or DenseNet ("resnet50", "vgg16_bn", "densenet169"), "resnet10_narrow" for
-            small images on a CPU, or "timm/<name>" where timm is installed.
+            small images on a CPU, or "timm/<name>" where timm is installed: its convolutional networks and Swin
+            transformers, whose features are maps.
         weights: file to start from, see `load_weights`.
         pretrained: start from the library's ImageNet weights, which it downloads.
         stride_on_first_conv: put a bottleneck's stride on its first 1×1 convolution, as Caffe's ResNets have it.
@@ -162,15 +164,16 @@ def _move_stride(backbone: Backbone, name: str) -> None:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
-class _LastFeatures(nn.Module):
-    """The last of a timm model's feature maps."""
+class _TimmFeatures(nn.Module):
+    """A timm model's last feature map [N,C,h,w], from `forward_features`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, channels_last: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.channels_last = model, channels_last
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)[-1]
+        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
 def _timm(name: str, pretrained: bool) -> Backbone:
@@ -180,8 +183,33 @@ def _timm(name: str, pretrained: bool) -> Backbone:
         raise ValueError(f"backbone: timm/{name} needs timm, which is not installed: pip install timm") from None
     if not timm.is_model(name):
         raise ValueError(f"backbone: timm {timm.__version__} has no model {name!r}")
-    model = timm.create_model(name, pretrained=pretrained, features_only=True)
-    return Backbone({"body": _LastFeatures(model)}, model.feature_info.channels()[-1], _timm_group)
+    # Swin transformers insist on the image size of their training unless told otherwise; their weights do not.
+    options = {"strict_img_size": False} if name.startswith(("swin_", "swinv2_")) else {}
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    return Backbone(
+        {"body": _TimmFeatures(model, channels_last=_probe_timm(name, model))}, model.num_features, _timm_group
+    )
+
+
+def _probe_timm(name: str, model: Any) -> bool:
+    """True where features come as [N,h,w,C]; freezes what they do not depend on. ValueError where they are no maps."""
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
+    training = model.training
+    features = model.eval().forward_features(torch.zeros(1, *size))
+    shape = list(features.shape) if isinstance(features, Tensor) else [type(features).__name__]
+    if len(shape) != 4 or model.num_features not in (shape[1], shape[3]):
+        raise ValueError(
+            f"backbone: timm/{name}: expected feature maps [N,{model.num_features},h,w] or [N,h,w,"
+            f"{model.num_features}], got {shape}: convolutional networks and Swin transformers are supported, "
+            "transformers whose features are tokens (vit, deit, levit, ...) are not"
+        )
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:  # a layer of the head that timm keeps (convnext's head.norm)
+            parameter.requires_grad_(False)
+    model.train(training)
+    return bool(shape[1] != model.num_features)
 
 
 def _timm_group(parameter: str) -> str:
@@ -190,12 +218,13 @@ def _timm_group(parameter: str) -> str:
 
 @dataclass
 class LoadReport:
-    """What of a weights file did not match."""
+    """What of a weights file did not match; `resized`: our classifier, for another number of classes."""
 
     file: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """Lines for people; a classifier that the backbone leaves out is not worth mentioning."""
@@ -203,6 +232,8 @@ class LoadReport:
         lines = [f"{self.file}: {len(self.loaded)} tensors loaded"]
         if self.missing:
             lines.append(f"  not in the file, so they keep their initial values: {', '.join(self.missing)}")
+        if self.resized:
+            lines.append(f"  of another shape, so they keep their initial values: {', '.join(self.resized)}")
         if foreign:
             lines.append(f"  in the file, but not in the model: {', '.join(foreign)}")
         return "\n".join(lines)
@@ -212,35 +243,54 @@ def load_weights(module: nn.Module, file: str | Path) -> LoadReport:
     """Load a safetensors or `.pth` file into a module, as far as names agree; values become the module's dtype.
 
     A `.pth` is read with `weights_only=True`: it cannot run code. A state dict may lie under "state_dict" or "model",
-    and the prefixes of wrappers ("module.", "_orig_mod.") are taken off.
+    and the prefixes of wrappers ("module.", "_orig_mod.") are taken off. The file may be torchvision's, timm's, or one
+    of ours (`weights/last.safetensors`), and the module a backbone or a whole model: the prefixes of `PARENTS` are put
+    on or taken off where that makes more names agree. A classifier of our own for another number of classes is left
+    out, and the report says so.
 
     Raises:
         FileNotFoundError: no such file. ValueError: not a file of tensors, tensors of another shape (each is named),
             or not a single name that agrees.
     """
-    state = {_without_wrappers(name): tensor for name, tensor in _read(Path(file)).items()}
     own = module.state_dict()
-    wrong = [
-        f"{name}: {list(state[name].shape)} in the file, {list(own[name].shape)} in the model"
+    names = {_without_wrappers(name): tensor for name, tensor in _read(Path(file)).items()}
+    rename = _to_own_names(names, own)
+    state = {rename(name): tensor for name, tensor in names.items()}
+    shapes = {
+        name: f"{name}: {list(state[name].shape)} in the file, {list(own[name].shape)} in the model"
         for name in own
         if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
+    }
+    resized = [name for name in shapes if name.startswith("classifier.")]
+    if wrong := [text for name, text in shapes.items() if name not in resized]:
         raise ValueError(f"weights {file}: wrong shapes:\n  " + "\n  ".join(wrong))
     report = LoadReport(
         str(file),
-        loaded=[name for name in own if name in state],
+        loaded=[name for name in own if name in state and name not in shapes],
         # older files lack the counters, which matter only to a BatchNorm without momentum
         missing=[name for name in own if name not in state and not name.endswith("num_batches_tracked")],
-        unexpected=[name for name in state if name not in own],
+        unexpected=[name for name in names if rename(name) not in own],
+        resized=[shapes[name] for name in resized],
     )
     if not report.loaded:
         raise ValueError(
-            f"weights {file}: no name agrees with the model: the file has {', '.join(list(state)[:3])} …, "
+            f"weights {file}: no name agrees with the model: the file has {', '.join(list(names)[:3])} …, "
             f"the model {', '.join(list(own)[:3])} …"
         )
     module.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
     return report
+
+
+def _to_own_names(names: Collection[str], own: Collection[str]) -> Callable[[str], str]:
+    """What to do with the names of a file: put a prefix on or take it off, such that most are the module's own."""
+    ways: list[Callable[[str], str]] = [str]
+    ways += [_prefix_off(parent) for parent in PARENTS]
+    ways += [parent.__add__ for parent in PARENTS]
+    return max(ways, key=lambda rename: sum(rename(name) in own for name in names))
+
+
+def _prefix_off(prefix: str) -> Callable[[str], str]:
+    return lambda name: name.removeprefix(prefix)
 
 
 def _without_wrappers(name: str) -> str:

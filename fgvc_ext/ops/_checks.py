@@ -23,8 +23,7 @@ def check_tensor(op: str, name: str, value: Any, shape: str, dtypes: tuple[torch
         raise TypeError(f"{op}: {name} must be of dtype {allowed}, got {str(value.dtype).removeprefix('torch.')}")
     if value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a strided tensor, got layout {value.layout}")
-    dimensions = shape.count(",") + 1 if len(shape) > 2 else 0
-    if value.dim() != dimensions:
+    if value.dim() != shape.count(",") + (shape != "[]"):
         raise ValueError(f"{op}: {name} must have shape {shape}, got {list(value.shape)}")
 
 

@@ -117,7 +117,6 @@ def _fake_mask(maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: in
 class _Diversify(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: int, alpha: float) -> Tensor:
-        ctx.set_materialize_grads(False)
         scores, bits = torch.ops.fgvc_ext.diversify(maps, seed, peak, patch, patch_size, alpha)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(bits)
@@ -125,9 +124,7 @@ class _Diversify(torch.autograd.Function):
         return scores
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 6
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
         backward = torch.ops.fgvc_ext.diversify_backward
         return call_backward(backward, grad, bits, ctx.alpha, ctx.size, ctx.stride), None, None, None, None, None

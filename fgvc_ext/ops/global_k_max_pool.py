@@ -68,7 +68,6 @@ def _needs_wide_indices(positions: int) -> bool:
 class _GlobalKMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, k: int, weight: Tensor | None, keep_values: bool, wide: bool) -> Tensor:
-        ctx.set_materialize_grads(False)
         output, indices, values = torch.ops.fgvc_ext.global_k_max_pool(features, k, weight, keep_values, wide)
         if ctx.needs_input_grad[0] or keep_values:
             ctx.save_for_backward(indices, values if keep_values else None, weight)
@@ -76,9 +75,7 @@ class _GlobalKMaxPool(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 5
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         indices, values, weight = ctx.saved_tensors
         features_grad, _, weight_grad, *_ = ctx.needs_input_grad
         features, weights = call_backward(

@@ -46,18 +46,19 @@ def gradient_boosting_cross_entropy(
     check_tensor(OP, "scores", scores, "[N,C]")
     check_tensor(OP, "target", target, "[N]", (torch.int64,))
     check_device(OP, "target", target, "scores", scores)
-    if target.shape[0] != scores.shape[0]:
+    samples, classes = scores.shape
+    if target.shape[0] != samples:
         raise ValueError(
-            f"{OP}: target must have shape [{scores.shape[0]}], one class a row of scores, got {list(target.shape)}"
+            f"{OP}: target must have shape [{samples}], one class a row of scores, got {list(target.shape)}"
         )
-    if scores.shape[1] == 0:
+    if classes == 0:
         raise ValueError(f"{OP}: scores must have at least one class, got {list(scores.shape)}")
     check_int(OP, "k", k, least=1)
     check_int(OP, "ignore_index", ignore_index)
     if reduction not in REDUCTIONS:
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if check_labels() and not scores.is_cpu and not torch.compiler.is_compiling():
-        _look_at_labels(target, scores.shape[1], ignore_index)
+        _look_at_labels(target, classes, ignore_index)
     if not use_kernel(scores):
         return reference.gradient_boosting_cross_entropy(
             scores, target, k=k, reduction=reduction, ignore_index=ignore_index
@@ -89,7 +90,6 @@ def _fake_backward(grad: Tensor, scores: Tensor, target: Tensor, rows: Tensor) -
 class _GradientBoosting(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int) -> Tensor:
-        ctx.set_materialize_grads(False)
         function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy
         loss, rows = function(scores, target, k, reduction, ignore_index)
         if ctx.needs_input_grad[0]:
@@ -97,9 +97,7 @@ class _GradientBoosting(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 5
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward
         return call_backward(function, grad, *ctx.saved_tensors), None, None, None, None
 

@@ -17,6 +17,7 @@ from fgvc_ext.data import (
     load_dataset,
     split_validation,
     train_transform,
+    verify_files,
 )
 from fgvc_ext.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fgvc_ext.training.config import EngineConfig, OptimConfig
@@ -40,7 +41,7 @@ class DataConfig:
     jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
     val_fraction: float = 0.0
-    """Share of each class's training images that is held out for validation."""
+    """Share of each class's training images that is held out for validation; a folder ROOT/val serves without it."""
     classes: int = 20
     """synthetic: number of classes."""
     train_per_class: int = 30
@@ -53,7 +54,7 @@ class DataConfig:
 
 @dataclass
 class Datasets:
-    """The data of a run; `val` is None without a validation share."""
+    """The data of a run; `val` is None without a validation share or folder."""
 
     train: ImageDataset
     test: ImageDataset
@@ -71,7 +72,11 @@ class Datasets:
 def load_datasets(
     config: DataConfig, seed: int, limit_train: int | None = None, limit_test: int | None = None
 ) -> Datasets:
-    """Read both splits, hold out the validation share, apply the limits (which keep images evenly spread)."""
+    """Read both splits, hold out the validation share, apply the limits (which keep images evenly spread).
+
+    Of an image folder, ROOT/val is the validation set; it is what is evaluated on where there is no ROOT/test. The
+    files of what is evaluated on are decoded once: a broken one stops a run here, not in its first evaluation.
+    """
     options: dict[str, Any] = {}
     if config.name == "synthetic":
         names = ("classes", "train_per_class", "test_per_class", "image_size")
@@ -80,12 +85,30 @@ def load_datasets(
         raise ValueError(f"data set {config.name!r} needs the folder that holds it: --data.root FOLDER")
     elif not config.root.is_dir():
         raise FileNotFoundError(f"--data.root: {config.root} is not a folder")
-    train, test = (load_dataset(config.name, config.root, split, **options) for split in ("train", "test"))
-    val = None
+    tested, validated = _split_names(config)
+    train, test = (load_dataset(config.name, config.root, split, **options) for split in ("train", tested))
+    val = load_dataset(config.name, config.root, validated) if validated else None
     if config.val_fraction:
         train, val = split_validation(train, config.val_fraction, seed)
     train = train.subset(evenly_spaced(len(train), limit_train))
-    return Datasets(train, test.subset(evenly_spaced(len(test), limit_test)), val)
+    datasets = Datasets(train, test.subset(evenly_spaced(len(test), limit_test)), val)
+    for line in [verify_files(dataset) for dataset in (datasets.test, datasets.val) if dataset is not None]:
+        if line:
+            print(line, flush=True)
+    return datasets
+
+
+def _split_names(config: DataConfig) -> tuple[str, str | None]:
+    """Which splits of the data set are evaluated on as "test" and as "val" (None: none, or a share of train)."""
+    root = config.root
+    if config.name != "folder" or root is None or not (root / "val").is_dir():
+        return "test", None
+    if not (root / "test").is_dir():
+        print(f"{root}: no folder 'test': 'val' is evaluated on in its place", flush=True)
+        return "val", None
+    if config.val_fraction:
+        raise ValueError(f"--data.val-fraction: {root / 'val'} is the validation set already: leave out one of the two")
+    return "test", "val"
 
 
 def preprocessing(config: DataConfig) -> dict[str, Any]:
@@ -107,7 +130,7 @@ def evaluation_samples(datasets: Datasets, config: DataConfig) -> dict[str, Samp
 
 def five_crop_samples(datasets: Datasets, config: DataConfig) -> Samples:
     """Test samples of five crops each, [5,3,h,w]: the task takes their mean score."""
-    return Samples(datasets.test, five_crop_transform(config.resize, config.crop))
+    return Samples(datasets.test, five_crop_transform(config.resize, config.crop), crops=5)
 
 
 class Classification(Task):
@@ -136,10 +159,13 @@ class Classification(Task):
         return {"loss": loss, "logs": {"correct": correct}, "n": len(scores)}
 
     def scores(self, images: Tensor) -> Tensor:
-        """Scores [N,C] of images [N,3,H,W], or the mean score over the crops of [N,K,3,H,W]."""
+        """Scores [N,C] of images [N,3,H,W], or the mean score over the crops of [N,K,3,H,W].
+
+        The crops go through the network one after the other: N images a pass, as without crops.
+        """
         if images.dim() == 4:
             return self.model(images)
-        return self.model(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(1)
+        return torch.stack([self.model(crop) for crop in images.unbind(1)]).mean(0)
 
     def eval_step(self, batch: Batch) -> dict[str, Tensor]:
         scores, label = self.scores(batch["image"]), batch["label"]

@@ -8,39 +8,44 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
 
+def at_least(limit: float, default: Any) -> Any:
+    """A field whose value `check_limits` holds against a lower limit."""
+    return field(default=default, metadata={"at_least": limit})
+
+
 @dataclass
 class OptimConfig:
     """SGD and its schedule. Epochs count passes over the training images; batch sizes are global."""
 
-    epochs: int = 150
-    batch_size: int = 32
+    epochs: int = at_least(1, 150)
+    batch_size: int = at_least(1, 32)
     """Images of one optimiser step, over all processes and accumulated parts."""
-    accumulate: int = 1
+    accumulate: int = at_least(1, 1)
     """Parts into which a batch is cut to save memory; their gradients are summed before the step."""
-    lr: float = 0.001
+    lr: float = at_least(0, 0.001)
     """Learning rate of the backbone."""
-    new_layers_lr: float | None = None
+    new_layers_lr: float | None = at_least(0, None)
     """Learning rate of the layers named in new_layers; None: the same as lr."""
     new_layers: tuple[str, ...] = ("classifier",)
     """Groups of layers that start at random: classifier, or a group of the backbone such as layer4."""
-    momentum: float = 0.9
+    momentum: float = at_least(0, 0.9)
     nesterov: bool = False
-    weight_decay: float = 1e-4
+    weight_decay: float = at_least(0, 1e-4)
     schedule: Literal["step", "cosine", "constant"] = "step"
-    step_epochs: int = 50
+    step_epochs: int = at_least(1, 50)
     """schedule=step: epochs between two reductions."""
     step_factor: float = 0.1
     """schedule=step: factor of a reduction."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = at_least(0, 0.0)
     """Epochs in which the rate rises linearly to its full value."""
-    clip_grad_norm: float | None = None
+    clip_grad_norm: float | None = at_least(0, None)
     ema_decay: float | None = None
     """Decay of an exponential moving average of the weights, which is then evaluated and saved; None: off."""
 
@@ -55,14 +60,14 @@ class EngineConfig:
     channels_last: bool = False
     compile: bool = False
     """torch.compile the training step."""
-    workers: int = -1
+    workers: int = at_least(-1, -1)
     """Processes that load images; -1: none on a CPU (it is busy training), up to 8 with a GPU."""
-    checkpoint_every: int = 0
+    checkpoint_every: int = at_least(0, 0)
     """Steps between two checkpoints, beside the one at the end of every epoch; 0: only that one."""
-    eval_every: int = 1
+    eval_every: int = at_least(1, 1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
-    eval_batch_size: int = 64
-    max_skipped_steps: int = 0
+    eval_batch_size: int = at_least(1, 64)
+    max_skipped_steps: int = at_least(0, 0)
     """Steps in a row with a non-finite loss or gradient that are left out before the run stops."""
     broken_images: Literal["error", "skip"] = "error"
     """What a training image that cannot be read does: stop the run, or be left out and counted."""
@@ -85,6 +90,17 @@ MACHINE_FIELDS = (
 
 class ConfigMismatch(ValueError):  # noqa: N818 (says what happened)
     """A run or checkpoint belongs to another configuration, data set or class list."""
+
+
+def check_limits(config: Any, prefix: str = "--") -> None:
+    """Raise ValueError for the first field below its limit (`at_least`), named by its flag."""
+    for entry in dataclasses.fields(config):
+        value, flag = getattr(config, entry.name), prefix + entry.name.replace("_", "-")
+        limit = entry.metadata.get("at_least")
+        if dataclasses.is_dataclass(value):
+            check_limits(value, f"{flag}.")
+        elif limit is not None and value is not None and not value >= limit:  # so that NaN is refused too
+            raise ValueError(f"{flag}: expected at least {limit}, got {value}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -34,7 +34,7 @@ def current_process(environment: Mapping[str, str] = os.environ) -> Process:
     """Read torchrun's variables; without them, one process.
 
     Raises:
-        RuntimeError: more than one process was launched.
+        ValueError: more than one process was launched.
     """
     process = Process(
         rank=int(environment.get("RANK", "0")),
@@ -42,7 +42,7 @@ def current_process(environment: Mapping[str, str] = os.environ) -> Process:
         launched="TORCHELASTIC_RUN_ID" in environment,
     )
     if process.world_size != 1:
-        raise RuntimeError(
+        raise ValueError(
             f"this version trains in one process, but WORLD_SIZE is {process.world_size}: "
             "start the driver with python, or with torchrun --nproc-per-node=1"
         )

@@ -12,15 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgvc_ext.training.config import ConfigMismatch, EngineConfig, differences
+from fgvc_ext.training.config import EngineConfig
 from fgvc_ext.training.cpu_memory import keep_freed_memory
 from fgvc_ext.training.distributed import Process, current_process
 from fgvc_ext.training.evaluation import add_sums, evaluate
 from fgvc_ext.training.interruption import NonFiniteLoss, Preempted, StopRequest
+from fgvc_ext.training.metrics import measures
 from fgvc_ext.training.optimisation import PRECISIONS, build_average, build_optimizer, build_scheduler, update_average
 from fgvc_ext.training.progress import Progress
+from fgvc_ext.training.resuming import check_inputs, reopen_from
 from fgvc_ext.training.run_folder import RunFolder
-from fgvc_ext.training.sampling import Batch, EpochBatches, Samples, derive_seed, evaluation_loader, training_loader
+from fgvc_ext.training.sampling import (
+    Batch,
+    EpochBatches,
+    Loader,
+    Samples,
+    derive_seed,
+    evaluation_loader,
+    parts,
+    training_loader,
+)
 from fgvc_ext.training.state import (
     Checkpoints,
     load_checkpoint,
@@ -39,27 +50,20 @@ def run_stages(stages: Sequence[Stage], run: RunFolder, engine: EngineConfig) ->
 
     Raises:
         Preempted: asked to stop by a signal; the state is saved. NonFiniteLoss: the run cannot go on.
+        ConfigMismatch: a stage, done or not, builds on other files than it did.
     """
     tasks = {}
+    choose_device(engine.device)
+    for stage in stages:  # also of those that are done: their results are not to pass for those of other files
+        check_inputs(stage, run)
     if run.starts_from is not None:
-        _reopen_from(run.starts_from, stages, run)
+        reopen_from(run.starts_from, stages, run)
+    run.begin()
     with StopRequest() as stop:
         for number, stage in enumerate(stages):
             trainer = Trainer(stage, run, engine, stop, is_last=number == len(stages) - 1)
             tasks[stage.name] = trainer.finished_task() if run.is_done(stage.name) else trainer.fit()
     return tasks
-
-
-def _reopen_from(file: Path, stages: Sequence[Stage], run: RunFolder) -> None:
-    """Make the stage that a checkpoint belongs to, and all after it, not done."""
-    names = [stage.name for stage in stages]
-    owner = next((number for number, name in enumerate(names) if file.name.startswith(f"{name}-e")), None)
-    if owner is None:
-        raise ValueError(f"resume: {file} is not a checkpoint of the stages {', '.join(names)}")
-    run.refuse_other(load_checkpoint(file)["identity"], f"checkpoint {file}")
-    for name in names[owner:]:
-        Checkpoints(run.checkpoints, name).discard_newer(file if name == names[owner] else None)
-    run.update(stages=[entry for entry in run.data["stages"] if entry["name"] in names[:owner]])
 
 
 def choose_device(name: str) -> torch.device:
@@ -130,6 +134,14 @@ class Trainer:
         loader = training_loader(
             self.stage.train, self.batches, workers=self.workers, pin_memory=self.device.type == "cuda"
         )
+        try:
+            self._train(loader)
+        finally:
+            loader.close()
+        self._finish()
+        return self.evaluated.eval()
+
+    def _train(self, loader: Loader) -> None:
         epochs = self.stage.optim.epochs
         with Progress(self.stage.name, epochs, len(self.stage.train), enabled=self.process.is_main) as progress:
             while self.epoch < epochs:
@@ -139,10 +151,8 @@ class Trainer:
                     self._train_epoch(loader, progress)
                     row = self._finish_epoch(progress)
                 progress.line(row)
-        self._finish()
-        return self.evaluated.eval()
 
-    def _train_epoch(self, loader: torch.utils.data.DataLoader, progress: Progress) -> None:
+    def _train_epoch(self, loader: Loader, progress: Progress) -> None:
         self.batches.start(self.epoch, self.batch)
         if self.batch == 0:
             self.rate = max(group["lr"] for group in self.optimizer.param_groups)
@@ -169,7 +179,7 @@ class Trainer:
         buffers = [b.clone() for b in self.task.buffers()] if self.engine.max_skipped_steps else []
         self.optimizer.zero_grad(set_to_none=True)
         loss, sums = 0.0, {"n": torch.tensor(n), "broken": batch["skipped"]}
-        for part in _parts(batch, self.stage.optim.accumulate):
+        for part in parts(batch, self.stage.optim.accumulate):
             with torch.autocast(
                 self.device.type, PRECISIONS[self.engine.precision], enabled=self.engine.precision != "fp32"
             ):
@@ -247,8 +257,8 @@ class Trainer:
         last_epoch = self.epoch + 1 == self.stage.optim.epochs
         if last_epoch or (self.epoch + 1) % self.engine.eval_every == 0:
             for name, samples in self.stage.evaluations.items():
-                value = self._accuracy_on(name, samples, progress)
-                row[f"{name}_accuracy"] = self.last[name] = value
+                row |= measures(name, self._evaluate(name, samples, progress))
+                value = self.last[name] = row[f"{name}_accuracy"]
                 if value is not None and value > self.best.get(name, {}).get("accuracy", -1.0):
                     self.best[name] = {"accuracy": value, "epoch": self.epoch + 1}
         self.run.metrics.append(row)
@@ -260,16 +270,20 @@ class Trainer:
             self._stop_if_asked()
         return row
 
-    def _accuracy_on(self, name: str, samples: Samples, progress: Progress) -> float | None:
+    def _evaluate(self, name: str, samples: Samples, progress: Progress) -> dict[str, torch.Tensor]:
         indices = list(self.process.shard(len(samples)))
-        loader = evaluation_loader(samples, indices, self.engine.eval_batch_size, workers=self.workers)
+        batch_size = max(1, self.engine.eval_batch_size // samples.crops)
+        loader = evaluation_loader(samples, indices, batch_size, workers=self.workers)
         with progress.evaluation(name, len(indices)) as advance:
 
             def on_batch(count: int) -> None:
                 advance(count)
                 self._stop_if_asked()
 
-            return accuracy(evaluate(self.evaluated, loader, self._to_device, on_batch))
+            try:
+                return evaluate(self.evaluated, loader, self._to_device, on_batch)
+            finally:
+                loader.close()
 
     def _accuracies(self) -> dict[str, float]:
         found = {"last": self.last.get("test"), "last_val": self.last.get("val")}
@@ -281,7 +295,7 @@ class Trainer:
         accuracies = self._accuracies()
         with Progress(self.stage.name, 0, 0, enabled=self.process.is_main) as progress:
             for name, samples in self.stage.final.items():
-                value = self._accuracy_on(name, samples, progress)
+                value = accuracy(self._evaluate(name, samples, progress))
                 accuracies |= {name: value} if value is not None else {}
         metadata = {**self.stage.metadata, "stage": self.stage.name, "config_hash": self.run.config_hash}
         outputs = {}
@@ -295,9 +309,8 @@ class Trainer:
     def _restore_or_start(self) -> None:
         file = self.run.starts_from
         entry = self.run.stage(self.stage.name)
-        if entry is not None and entry["inputs"] != dict(self.stage.inputs):
-            lines = differences(entry["inputs"], self.stage.inputs)
-            raise ConfigMismatch(f"stage {self.stage.name} builds on other files:\n  " + "\n  ".join(lines))
+        check_inputs(self.stage, self.run)
+        self.run.begin()
         found = None
         if file is not None and file.name.startswith(f"{self.stage.name}-e"):
             found = load_checkpoint(file), file
@@ -367,7 +380,7 @@ class Trainer:
         return moved
 
 
-def _waiting(loader: torch.utils.data.DataLoader, trainer: Trainer) -> Iterator[Batch]:
+def _waiting(loader: Loader, trainer: Trainer) -> Iterator[Batch]:
     """The loader's batches; the time that they are waited for goes to `trainer.waited`."""
     iterator = iter(loader)
     while True:
@@ -377,11 +390,3 @@ def _waiting(loader: torch.utils.data.DataLoader, trainer: Trainer) -> Iterator[
         if batch is None:
             return
         yield batch
-
-
-def _parts(batch: Batch, count: int) -> list[Batch]:
-    """Cut a batch into at most `count` parts of nearly the same size, none of one sample if that can be helped."""
-    n = len(batch["label"])
-    count = max(1, min(count, n // 2))
-    parts = {name: value.tensor_split(count) for name, value in batch.items() if value.dim() > 0}
-    return [{name: values[i] for name, values in parts.items()} for i in range(count)]

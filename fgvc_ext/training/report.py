@@ -198,13 +198,18 @@ def _confusions(section: Section, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def _reproduce(section: Section, facts: Mapping[str, Any]) -> None:
-    command = facts.get("command")
-    if command:
+    sessions = facts.get("sessions")
+    sessions = [entry for entry in sessions if isinstance(entry, dict)] if isinstance(sessions, list) else []
+    first = sessions[0] if sessions else facts
+    if command := first.get("command"):
         section.code(shlex.join(map(str, command)) if isinstance(command, list) else str(command))
+    if len(sessions) > 1:
+        starts = ", ".join(str(entry.get("started")) for entry in sessions)
+        section.text(f"The run was started {len(sessions)} times: {starts}. What follows is that of the first.")
     data, known = _group(facts, "data"), []
     seeds = {name: facts[name] for name in ("seed", "seeds") if facts.get(name) is not None}
     fingerprints = {f"{name} of the data": value for name, value in data.items() if "fingerprint" in name}
-    groups = {name: _group(facts, name) for name in ("versions", "machine")}
+    groups = {name: _group(first, name) for name in ("versions", "machine")}
     for name, value in {**seeds, **fingerprints, **groups["versions"], **groups["machine"]}.items():
         if value not in (None, "", {}, []):
             known.append([name, value if isinstance(value, str) else json.dumps(value, default=str)])

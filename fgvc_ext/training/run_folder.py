@@ -1,12 +1,8 @@
-"""The folder of a run: its lock, `config.json`, `run.json` and the metric files."""
+"""The folder of a run: its lock, `config.json` and `run.json`."""
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import io
 import json
-import os
 import platform
 import socket
 import sys
@@ -16,120 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
 import torchvision
 
 from fgvc_ext._version import __version__
-from fgvc_ext.training.config import ConfigMismatch, differences, digest, identity, save_config
+from fgvc_ext.training.config import ConfigMismatch, check_limits, differences, digest, identity, save_config
+from fgvc_ext.training.distributed import current_process
+from fgvc_ext.training.metrics import MetricFiles
+from fgvc_ext.training.run_lock import RunLock, RunLocked
 from fgvc_ext.training.state import file_sha256, write_json
 
-COLUMNS = (
-    "stage", "epoch", "step", "lr", "train_loss", "train_accuracy", "test_accuracy", "val_accuracy",
-    "images_per_second", "data_wait", "seconds",
-)  # fmt: skip
-
-
-class RunLocked(RuntimeError):  # noqa: N818 (says what happened)
-    """Another process is working in the run folder."""
-
-
-class RunLock:
-    """`run.lock` holds host and process of the run that is going on; that of a dead process is taken over."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "run.lock"
-        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-    def acquire(self) -> None:
-        """Raises RunLocked while the owner lives, or may live on another machine."""
-        with self._opened() as stream:
-            held = _json_or_none(stream.read())
-            if held:
-                elsewhere = held.get("host") != self.owner["host"]
-                if elsewhere or (held.get("started") is not None and _started(held.get("pid")) == held["started"]):
-                    hint = f"; if that run is dead, delete {self.file}" if elsewhere else ""
-                    raise RunLocked(
-                        f"{self.file.parent} is in use by process {held.get('pid')} on {held.get('host')}{hint}"
-                    )
-            stream.seek(0)
-            stream.truncate()
-            stream.write(json.dumps(self.owner))
-
-    def release(self) -> None:
-        with self._opened() as stream:
-            if _json_or_none(stream.read()) == self.owner:
-                self.file.unlink(missing_ok=True)
-
-    def _opened(self) -> io.TextIOWrapper:
-        """The lock file, held by this process alone until it is closed."""
-        while True:
-            stream = open(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644), "r+")  # noqa: SIM115
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            try:
-                if os.fstat(stream.fileno()).st_ino == os.stat(self.file).st_ino:
-                    return stream
-            except FileNotFoundError:
-                pass
-            stream.close()  # its owner removed it while we waited: take the new one
-
-
-def _json_or_none(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _started(pid: Any) -> str | None:
-    """When a process started, in clock ticks since boot, which tells it from a later one of the same number."""
-    try:
-        fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except (OSError, ValueError, TypeError, IndexError):
-        return "alive" if not Path("/proc/self/stat").exists() and _responds(pid) else None
-
-
-def _responds(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (OSError, ValueError, TypeError):
-        return False
-    return True
-
-
-class MetricFiles:
-    """`metrics.csv` (fixed columns) and `metrics.jsonl` (everything), one line an epoch and stage."""
-
-    def __init__(self, folder: Path) -> None:
-        self.csv, self.jsonl = folder / "metrics.csv", folder / "metrics.jsonl"
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Append one epoch to both and sync them, so that a checkpoint never knows of a line that is not there."""
-        line = io.StringIO()
-        writer = csv.DictWriter(line, COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
-        if not self.csv.exists() or self.csv.stat().st_size == 0:
-            writer.writeheader()
-        writer.writerow({name: _short(value) for name, value in row.items()})
-        for file, text in ((self.csv, line.getvalue()), (self.jsonl, json.dumps(dict(row)) + "\n")):
-            with open(file, "ab") as stream:
-                stream.write(text.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
-
-    def offsets(self) -> dict[str, int]:
-        """Sizes in bytes, to be kept in a checkpoint."""
-        return {file.name: file.stat().st_size if file.exists() else 0 for file in (self.csv, self.jsonl)}
-
-    def truncate(self, offsets: Mapping[str, int]) -> None:
-        """Remove the lines that were written after `offsets` was taken."""
-        for file in (self.csv, self.jsonl):
-            if file.exists() and file.stat().st_size > offsets[file.name]:
-                os.truncate(file, offsets[file.name])
-
-
-def _short(value: Any) -> Any:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+__all__ = ["RunFolder", "RunLocked"]
 
 
 class RunFolder:
@@ -139,14 +34,16 @@ class RunFolder:
         path: the folder; made if missing.
         config: the resolved configuration, a dataclass.
         resume: "auto" goes on with a run that is there, "must" demands one, "never" demands that there is none, and a
-            path is a checkpoint to start the stage from that it belongs to.
+            path is a checkpoint of this folder to start the stage from that it belongs to.
         facts: further entries of run.json; `data` (class names, fingerprints) counts as part of the configuration.
 
     Raises:
         ConfigMismatch: the folder holds a run with another configuration or other data; the message lists what differs.
+        RunLocked: another process works in it. ValueError: a field of the configuration is out of its range.
     """
 
     def __init__(self, path: str | Path, config: Any, *, resume: str = "auto", facts: Mapping[str, Any]) -> None:
+        check_limits(config)
         self.path, self.config, self.resume = Path(path), config, resume
         self.identity = {**identity(config), **{f"data set: {k}": v for k, v in facts.get("data", {}).items()}}
         self.config_hash = digest(self.identity)
@@ -155,6 +52,7 @@ class RunFolder:
         self.data: dict[str, Any] = {}
         self._facts = dict(facts)
         self._lock = RunLock(self.path)
+        self._begun = False
 
     @property
     def starts_from(self) -> Path | None:
@@ -170,6 +68,7 @@ class RunFolder:
         return self.path / "weights"
 
     def __enter__(self) -> RunFolder:
+        current_process()  # several processes are refused before one of them has written anything
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
@@ -181,11 +80,13 @@ class RunFolder:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
+            self.metrics.events.close()
             status = "finished" if error is None else getattr(error, "status", "failed")
             # A configuration error is the caller's; the run that the folder holds has not changed.
-            if not isinstance(error, ConfigMismatch):
+            if self._begun and not isinstance(error, ConfigMismatch):
                 self.update(status=status, error=f"{type(error).__name__}: {error}" if status == "failed" else None)
         finally:
+            self._begun = False
             self._lock.release()
 
     def _open(self) -> None:
@@ -194,25 +95,54 @@ class RunFolder:
             raise FileExistsError(f"{self.path} holds a run already: choose another --out, or --resume auto to go on")
         if self.resume == "must" and not there:
             raise FileNotFoundError(f"nothing to resume: {self.path} holds no run")
-        if self.starts_from is not None and not self.starts_from.is_file():
-            raise FileNotFoundError(f"resume: expected auto, must, never or a checkpoint file, got {self.resume!r}")
+        if self.starts_from is not None:
+            self._check_start(self.starts_from)
         if there:
-            self.data = json.loads(self.file.read_text())
+            self.data = self._read()
             self.refuse_other(self.data.get("identity", {}), f"the run in {self.path}")
         else:
             save_config(self.config, self.path / "config.json")
             self.data = {**self._facts, "started": _now(), "identity": self.identity, "stages": []}
+        self._remove_left_overs()
+
+    def _check_start(self, file: Path) -> None:
+        if not file.is_file():
+            raise FileNotFoundError(f"resume: expected auto, must, never or a checkpoint file, got {self.resume!r}")
+        if file.resolve().parent != self.checkpoints.resolve():
+            # Its metrics and the stages before it are in the folder it comes from.
+            raise ValueError(f"resume: expected a checkpoint in {self.checkpoints}, got {file}: set --out to its run")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = json.loads(self.file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.file} is damaged: {error}; choose another --out to start anew") from None
+        if not isinstance(data, dict) or not isinstance(data.get("stages"), list):
+            raise ValueError(f"{self.file} is damaged: no list of stages; choose another --out to start anew")
+        return data
+
+    def _remove_left_overs(self) -> None:
+        """Unfinished files of a process that was killed while writing: the lock is ours, so it is none that lives."""
+        for folder in (self.path, self.checkpoints, self.weights):
+            for file in folder.glob(".*.tmp"):
+                file.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Everything is checked, and training begins: record status and session. Again within a session: nothing."""
+        if self._begun:
+            return
+        self._begun = True
+        sessions = self.data.get("sessions", [])
+        if not sessions and "command" in self.data:  # an earlier version kept the last session only
+            old = {name: self.data.get(name) for name in ("started", "command", "versions", "machine")}
+            sessions = [old]
         self.update(
             status="running",
             config_hash=self.config_hash,
-            command=[sys.executable, *sys.argv],
-            versions={
-                "fgvc_ext": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-            },
-            machine={"host": socket.gethostname(), "system": platform.platform(), "threads": torch.get_num_threads()},
+            sessions=[*sessions, _session()],
+            command=None,
+            versions=None,
+            machine=None,
         )
 
     def refuse_other(self, before: Mapping[str, Any], what: str) -> None:
@@ -247,6 +177,23 @@ class RunFolder:
             return False
         outputs = {self.path / file: sha256 for file, sha256 in stage["outputs"].items()}
         return all(file.is_file() and file_sha256(file) == sha256 for file, sha256 in outputs.items())
+
+
+def _session() -> dict[str, Any]:
+    """What one start of the run was: when, how, with what and where."""
+    return {
+        "started": _now(),
+        "command": [sys.executable, *sys.argv],
+        "versions": {
+            "fgvc_ext": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+        "machine": {"host": socket.gethostname(), "system": platform.platform(), "threads": torch.get_num_threads()},
+    }
 
 
 def _now() -> str:

@@ -104,8 +104,10 @@ class Samples(Dataset):
         dataset: ImageDataset,
         transform: Callable[[torch.Tensor], torch.Tensor],
         broken_images: Literal["error", "skip"] = "error",
+        crops: int = 1,
     ) -> None:
         self.dataset, self.transform, self.broken_images = dataset, transform, broken_images
+        self.crops = crops  # images that the transform makes of one: a batch holds so many times fewer samples
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -124,14 +126,34 @@ class Samples(Dataset):
             image = self.transform(image)
         return {"image": image, "label": int(self.dataset.labels[index]), "index": index, "seed": seed}
 
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any] | None] | Exception:
+        """The samples of a batch, or what is wrong with one of them.
 
-def collate(samples: Sequence[dict[str, Any] | None]) -> Batch:
+        The error is handed over rather than raised, since a loading process would wrap it in its own traceback.
+        """
+        try:
+            return [self[key] for key in keys]
+        except (BrokenImageError, ValueError, OSError) as error:
+            return error
+
+
+def collate(samples: Sequence[dict[str, Any] | None] | Exception) -> Batch | Exception:
     """Stack samples: image [N,3,H,W] (five crops: [N,5,3,H,W]); label, index, seed int64 [N]; skipped int64 []."""
+    if isinstance(samples, Exception):
+        return samples
     kept = [sample for sample in samples if sample is not None]
     batch = {name: torch.tensor([s[name] for s in kept], dtype=torch.int64) for name in ("label", "index", "seed")}
     batch["image"] = torch.stack([s["image"] for s in kept]) if kept else torch.empty(0, 3, 1, 1)
     batch["skipped"] = torch.tensor(len(samples) - len(kept))
     return batch
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """Cut a batch into at most `count` parts of nearly the same size, none of one sample if that can be helped."""
+    n = len(batch["label"])
+    count = max(1, min(count, n // 2))
+    cut = {name: value.tensor_split(count) for name, value in batch.items() if value.dim() > 0}
+    return [{name: values[i] for name, values in cut.items()} for i in range(count)]
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
@@ -140,24 +162,52 @@ def _leave_signals_to_the_main_process(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def training_loader(samples: Samples, batches: EpochBatches, *, workers: int, pin_memory: bool = False) -> DataLoader:
+class Loader(DataLoader):
+    """A DataLoader whose errors are those of its samples, and whose processes end when it is closed.
+
+    Close it in a `finally`: its processes ignore the signal by which Python ends the children that are left at exit,
+    and would be waited for without end.
+    """
+
+    _running: Any = None
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._running = super().__iter__()
+        for batch in self._running:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the loading processes; the loader can be iterated again."""
+        running, self._running, self._iterator = self._running, None, None
+        processes = getattr(running, "_workers", [])
+        if processes:
+            running._shutdown_workers()
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def training_loader(samples: Samples, batches: EpochBatches, *, workers: int, pin_memory: bool = False) -> Loader:
     """Loader over `batches`; call `batches.start` before each iteration."""
     return _loader(samples, batches, workers=workers, pin_memory=pin_memory, persistent_workers=workers > 0)
 
 
 def evaluation_loader(
     samples: Samples, indices: Sequence[int], batch_size: int, *, workers: int, pin_memory: bool = False
-) -> DataLoader:
+) -> Loader:
     """Loader over the given samples once, in order, the last batch smaller; every sample's seed is that of epoch 0."""
     keys = list(zip(indices, sample_seeds(0, 0, np.asarray(indices, np.int64)).tolist(), strict=True))
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return _loader(samples, batches, workers=workers, pin_memory=pin_memory)
 
 
-def _loader(samples: Samples, batches: Any, *, workers: int, **options: Any) -> DataLoader:
+def _loader(samples: Samples, batches: Any, *, workers: int, **options: Any) -> Loader:
     # Its own generator: iter(DataLoader) draws a number, and from the global generator that would shift every
     # dropout mask of a run that was continued in the middle of an epoch.
-    return DataLoader(
+    return Loader(
         samples,
         batch_sampler=batches,
         num_workers=workers,

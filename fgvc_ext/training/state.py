@@ -35,8 +35,12 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> tuple[
 
     Returns:
         Size in bytes and sha256 of what was written.
+
+    Raises:
+        OSError: it cannot be written; the message names the file.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    hashing = None
     try:
         with open(temporary, "wb") as raw:
             hashing = _HashingFile(raw)
@@ -44,8 +48,14 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> tuple[
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(temporary, file)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # torch.save answers a full disk with a RuntimeError about its own file format: the cause is the first failure
+        cause = hashing.failure if hashing is not None and hashing.failure is not None else error
+        if isinstance(error, (OSError, RuntimeError)) and isinstance(cause, OSError):
+            told = OSError(f"cannot write {file}: {cause.strerror or cause}")
+            told.errno = cause.errno
+            raise told from error
         raise
     folder = os.open(file.parent, os.O_RDONLY)
     try:
@@ -60,14 +70,19 @@ class _HashingFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self.sha256.update(view)
         self.size += len(view)
-        written = self.file.write(view)
-        if written != len(view):
-            raise OSError(f"{written} of {len(view)} bytes were written")
+        try:
+            written = self.file.write(view)
+            if written != len(view):
+                raise OSError(f"{written} of {len(view)} bytes were written")
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
         return written
 
     def flush(self) -> None:

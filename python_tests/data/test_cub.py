@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvc_ext.data import CUB, DatasetError
+from fgvc_ext.data import CUB, DatasetError, check
 
 FILES = {
     "classes.txt": "1 001.Auk\n2 002.Wren\n",
@@ -178,3 +178,29 @@ def test_real_images(split, count):
         assert min(image.shape[1:]) == 256
         assert data.boxes[index, 2] <= image.shape[2] + 1
         assert data.boxes[index, 3] <= image.shape[1] + 1
+
+
+def test_check_knows_the_sizes_of_classes_and_the_parts(root):
+    problems = {problem.kind: problem for problem in check(CUB(root, "train"))}
+    assert {"class counts", "parts"} <= set(problems)
+    assert "2 classes have not 29 to 30 images" in problems["class counts"].message
+    assert "001.Auk (1)" in problems["class counts"].message
+    assert not problems["class counts"].serious  # two classes are a part of the data set
+    assert "2 parts, expected 15" in problems["parts"].message
+
+    file = root / "parts" / "part_locs.txt"
+    file.write_text("1 1 nonsense\n")
+    (problem,) = [problem for problem in check(CUB(root, "train")) if problem.kind == "parts"]
+    assert problem.serious
+    assert "part_locs.txt, line 1" in problem.message
+    file.unlink()
+    (problem,) = [problem for problem in check(CUB(root, "train")) if problem.kind == "parts"]
+    assert not problem.serious
+    assert "part_locs.txt: No such file" in problem.message
+
+
+def test_another_split_of_the_whole_data_set_is_an_error(root):
+    (root / "classes.txt").write_text("".join(f"{i} {i:03d}.Bird\n" for i in range(1, 201)))
+    (problem,) = [problem for problem in check(CUB(root, "test")) if problem.kind == "class counts"]
+    assert problem.serious
+    assert "200 classes have not 11 to 30 images" in problem.message

@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
-from fgvc_ext.data import BrokenImageError, decode_image
+from fgvc_ext.data import BrokenImageError, decode_image, verify_image
 
 RED = (220, 30, 40)
 
@@ -163,3 +163,27 @@ def test_error_survives_a_worker_process(tmp_path):
     assert (str(copy), copy.path, copy.index, copy.cause) == (
         str(caught.value), caught.value.path, 3, caught.value.cause)  # fmt: skip
     assert isinstance(BrokenImageError(str(copy)), BrokenImageError), "DataLoader rebuilds errors from the message"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_program_that_allows_truncated_images_changes_nothing(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = noisy_file(tmp_path / name)
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    for read in (decode_image, verify_image):
+        with pytest.raises(BrokenImageError):
+            read(tmp_path / name)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True, "the setting is everybody's and must stay"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tif"])
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.97, 1])
+def test_verifying_finds_what_decoding_finds(tmp_path, name, keep):
+    data = noisy_file(tmp_path / name)
+    (tmp_path / name).write_bytes(data[: max(4, int(len(data) * keep))])
+    if keep == 1:
+        verify_image(tmp_path / name)
+        verify_image(tmp_path / name, header_only=True)
+    else:
+        with pytest.raises(BrokenImageError, match="index 7"):
+            verify_image(tmp_path / name, index=7)

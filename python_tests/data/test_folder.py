@@ -16,7 +16,9 @@ from fgvc_ext.data import (
     check,
     load_dataset,
     split_validation,
+    verify_files,
 )
+from fgvc_ext.training.classification import Classification, DataConfig, load_datasets
 
 
 @pytest.fixture
@@ -176,3 +178,72 @@ def test_labels_are_checked():
         ImageDataset("x", "train", ["p", "q"], torch.tensor([0, 2]), ["a", "b"])
     with pytest.raises(TypeError, match="int64"):
         ImageDataset("x", "train", ["p", "q"], torch.tensor([0.0, 1.0]), ["a", "b"])
+
+
+def test_other_endings_are_counted_and_jfif_is_read(root):
+    zebra = root / "train" / "zebra"
+    Image.new("RGB", (4, 4)).save(zebra / "a.jfif", format="JPEG")
+    for name in ("b.heic", "c.HEIC", "notes.txt", "README"):
+        (zebra / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"train: 4 files left out .*: \.heic \(2\), \.txt \(1\), no ending \(1\)"):
+        data = ImageFolder(root, "train")
+    assert data.ids[-1] == "train/zebra/a.jfif"
+    assert data.load(len(data) - 1).shape == (3, 4, 4)
+    for file in zebra.iterdir():
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(DatasetError, match=r"class folder without images, .*, found \.heic"):
+        ImageFolder(root, "train")
+
+
+def test_val_is_checked_where_test_is_missing(root, capsys):
+    (root / "test").rename(root / "val")
+    assert check_command("folder", root) == 0
+    out = capsys.readouterr().out
+    assert "no folder 'test': 'val' is what a model is evaluated on" in out
+    assert "folder val: 6 images" in out
+
+
+def folder_config(root, **options):
+    return DataConfig(name="folder", root=root, resize=16, crop=12, **options)
+
+
+def test_a_run_uses_the_val_folder(root, capsys):
+    assert load_datasets(folder_config(root), 0).val is None
+    shutil.copytree(root / "test", root / "val")
+    datasets = load_datasets(folder_config(root), 0)
+    assert (datasets.test.split, datasets.val.split) == ("test", "val")
+    assert "folder val: all 6 files decode" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="val is the validation set already"):
+        load_datasets(folder_config(root, val_fraction=0.25), 0)
+    shutil.rmtree(root / "test")
+    datasets = load_datasets(folder_config(root, val_fraction=0.25), 0)
+    assert datasets.test.ids[0].startswith("val/")
+    assert datasets.val.ids[0].startswith("train/")
+    assert "'val' is evaluated on in its place" in capsys.readouterr().out
+
+
+def test_a_broken_test_image_stops_a_run_at_its_start(root):
+    file = root / "test" / "zebra" / "1.png"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(BrokenImageError, match=r"zebra/1\.png \(index 5\).*1 of 6 images of folder test") as caught:
+        load_datasets(folder_config(root), 0)
+    assert caught.value.path == file
+    load_datasets(folder_config(root), 0, limit_test=3)  # it is not among these
+    file.write_bytes(b"")
+    with pytest.raises(BrokenImageError, match="0 bytes"):
+        verify_files(ImageFolder(root, "test"), decode_at_most=3)
+    assert "headers of 12 files" in verify_files(ImageFolder(root, "train"), decode_at_most=3)
+
+
+def test_crops_pass_through_the_network_one_batch_at_a_time():
+    sizes = []
+
+    class Mean(torch.nn.Module):
+        def forward(self, images):
+            sizes.append(len(images))
+            return images.mean((2, 3))
+
+    images = torch.randn(3, 5, 3, 4, 4)
+    scores = Classification(Mean(), torch.nn.CrossEntropyLoss()).scores(images)
+    torch.testing.assert_close(scores, images.mean((1, 3, 4)))
+    assert sizes == [3] * 5

@@ -1,5 +1,6 @@
 """The synthetic birds: deterministic, safely cached, and right in what they claim to know."""
 
+import hashlib
 import multiprocessing
 import os
 import subprocess
@@ -7,10 +8,11 @@ import sys
 from random import Random
 
 import numpy as np
+import PIL
 import pytest
 import torch
 
-from fgvc_ext.data import SyntheticBirds, load_dataset, split_validation
+from fgvc_ext.data import SyntheticBirds, load_dataset, split_validation, synthetic
 from fgvc_ext.data.synthetic_classes import LOOKS, MAX_CLASSES, PARTS, differing_parts, make_species
 from fgvc_ext.data.synthetic_drawing import draw_bird
 
@@ -256,3 +258,30 @@ def test_subsets_keep_what_is_known(birds):
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         SyntheticBirds(**{"split": "train", "cache": False, **options})
+
+
+@pytest.mark.skipif(PIL.__version__ != "13.0.0", reason=f"drawn with Pillow 13.0.0, here is {PIL.__version__}")
+def test_pixels_are_the_known_ones():
+    """Who changes this digest on purpose changes every number that was measured on the birds."""
+    digest = hashlib.sha256()
+    for split in ("train", "test"):
+        digest.update(SyntheticBirds(split, **SMALL, cache=False)._images.numpy().tobytes())
+    assert digest.hexdigest()[:16] == "4e07e27d8405e8e1"
+
+
+def test_other_drawing_code_and_another_pillow_do_not_share_a_cache_file(tmp_path, monkeypatch):
+    first = SyntheticBirds("test", **SMALL, cache=tmp_path)
+    key = synthetic.drawing_key()
+    monkeypatch.setattr(PIL, "__version__", "0.0")
+    synthetic.drawing_key.cache_clear()
+    try:
+        assert synthetic.drawing_key() != key
+        second = SyntheticBirds("test", **SMALL, cache=tmp_path)
+        assert len(list(tmp_path.glob("*.npz"))) == 2
+        assert second.fingerprint() == first.fingerprint(), "same pixels, same data set"
+        monkeypatch.setattr(synthetic, "DRAWING_SOURCES", ("synthetic_scene",))
+        other = synthetic.drawing_key()
+        synthetic.drawing_key.cache_clear()
+        assert synthetic.drawing_key() != other
+    finally:
+        synthetic.drawing_key.cache_clear()

@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fgvc_ext.explain.comparison import ModelView, explain_models
+from fgvc_ext.explain.comparison import MEASURES, ModelView, explain_models
 from fgvc_ext.explain.crop import CentreCrop
 from fgvc_ext.explain.document import read_json
 from fgvc_ext.training.report import write_run_report
@@ -116,3 +116,17 @@ def test_crop_is_the_one_of_evaluation(height, width, resize, crop):
     corner = frame.points(boxes[0, :2], height, width)
     assert corner.dtype == torch.float32
     torch.testing.assert_close(corner.clamp(0, crop), expected_boxes[0, :2].as_subclass(torch.Tensor))
+
+
+def test_the_zero_level_of_a_models_maps_does_not_count(tmp_path):
+    models = {
+        "here": ModelView(brightness),
+        "above": ModelView(lambda images: brightness(images) + 5),
+        "below": ModelView(lambda images: brightness(images) - 5),
+    }
+    explain_models(tmp_path, Squares(), models, prepare=prepare, frame=CentreCrop(48, 48), rows=1)
+    with (tmp_path / "measures.csv").open(newline="") as file:
+        here, above, below, _ = ({**row, "model": ""} for row in csv.DictReader(file))
+    assert here == above == below
+    assert "own minimum" in MEASURES
+    assert "own minimum" in (tmp_path / "figures" / "captions.json").read_text()

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import torchvision
 
-from fgvc_ext.models import available_backbones, build_backbone, load_weights
+from fgvc_ext.models import SubtleDifferences, available_backbones, build_backbone, load_weights
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,69 @@ def test_real_weights():
     missing = said[0].splitlines()[1]
     assert missing.count("conv1.weight") == missing.count("conv2.weight") == 2
     assert "layer3" not in missing
+
+
+def _own_file(folder: Path, classes: int) -> tuple[Path, SubtleDifferences]:
+    torch.manual_seed(3)
+    model = SubtleDifferences(build_backbone("resnet10_narrow"), classes)
+    safetensors.torch.save_file(model.state_dict(), folder / "last.safetensors")
+    return folder / "last.safetensors", model
+
+
+def test_a_file_of_our_own_starts_a_backbone_and_a_whole_model(tmp_path):
+    file, trained = _own_file(tmp_path, 4)
+    said: list[str] = []
+    backbone = build_backbone("resnet10_narrow", weights=file, report=said.append)
+    for name, value in trained.backbone.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], value), name
+    assert len(said[0].splitlines()) == 1
+
+    same = SubtleDifferences(build_backbone("resnet10_narrow"), 4)
+    report = load_weights(same, file)
+    assert report.missing == report.unexpected == report.resized == []
+    assert torch.equal(same.classifier.weight, trained.classifier.weight)
+
+
+def test_a_classifier_for_other_classes_keeps_its_values_and_is_named(tmp_path):
+    file, _ = _own_file(tmp_path, 4)
+    model = SubtleDifferences(build_backbone("resnet10_narrow"), 7)
+    before = model.classifier.weight.detach().clone()
+    text = load_weights(model, file).text()
+    assert "keep their initial values: classifier.weight: [4, 256, 1, 1] in the file, [7, 256, 1, 1]" in text
+    assert torch.equal(model.classifier.weight, before)
+
+
+def test_a_library_file_loads_into_a_whole_model(tmp_path):
+    state = torchvision.models.densenet121().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    model = SubtleDifferences(build_backbone("densenet121"), 5)
+    report = load_weights(model, tmp_path / "w.pth")
+    assert report.missing == ["classifier.weight", "classifier.bias"]
+    assert report.unexpected == ["classifier.weight", "classifier.bias"]
+    assert torch.equal(model.backbone.features.conv0.weight, state["features.conv0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet10t", 64), ("convnext_atto", 64), ("swin_tiny_patch4_window7_224", 96)]
+)
+def test_timm_models_end_in_a_classifier_and_load_their_own_files(name, size, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    original = timm.create_model(name, num_classes=3)
+    torch.save(original.state_dict(), tmp_path / "w.pth")
+    said: list[str] = []
+    backbone = build_backbone(f"timm/{name}", weights=tmp_path / "w.pth", report=said.append)
+    assert len(said[0].splitlines()) == 1, said
+    assert torch.equal(next(backbone.parameters()), next(original.parameters()))
+    model = SubtleDifferences(backbone, 3)
+    scores = model(torch.randn(2, 3, size, size), seed=1)
+    assert scores.shape == (2, 3)
+    scores.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert list(backbone.groups())
+
+
+def test_timm_models_of_tokens_are_refused():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"timm/vit_tiny_patch16_224: expected feature maps .* got \[1, 197, 192\]"):
+        build_backbone("timm/vit_tiny_patch16_224")

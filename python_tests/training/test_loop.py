@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import multiprocessing
 import operator
 import os
+import sys
+import time
 
 import pytest
 import torch
@@ -18,8 +21,9 @@ from fgvc_ext.training.classification import Classification
 from fgvc_ext.training.config import OptimConfig, load_config, save_config
 from fgvc_ext.training.distributed import Process, current_process
 from fgvc_ext.training.evaluation import evaluate
+from fgvc_ext.training.metrics import COLUMNS, EventFiles, MetricFiles, mean_class_accuracy
 from fgvc_ext.training.optimisation import build_average, build_optimizer, build_scheduler, update_average
-from fgvc_ext.training.run_folder import COLUMNS
+from fgvc_ext.training.run_lock import RunLock
 from fgvc_ext.training.sampling import evaluation_loader
 from fgvc_ext.training.state import load_weights_file
 
@@ -39,7 +43,9 @@ def test_it_learns_and_writes_what_it_promises(tmp_path):
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert float(rows[-1]["test_accuracy"]) > 0.9
-    assert rows[-1]["val_accuracy"] == ""
+    assert rows[-1]["val_accuracy"] == rows[-1]["val_loss"] == ""
+    assert float(rows[-1]["test_loss"]) < float(rows[0]["test_loss"])
+    assert float(rows[-1]["test_class_accuracy"]) > 0.9
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["status"] == "finished"
@@ -235,19 +241,37 @@ def test_a_lock_of_a_dead_process_is_taken_over(tmp_path):
         held = json.loads((tmp_path / "run.lock").read_text())
         with pytest.raises(RunLocked, match=f"process {os.getpid()}"):
             open_run(tmp_path, _config()).__enter__()
-    held["started"] = "1"  # another process with this number
-    (tmp_path / "run.lock").write_text(json.dumps(held))
-    with open_run(tmp_path, _config()) as run:
-        assert isinstance(run, RunFolder)
-    (tmp_path / "run.lock").write_text(json.dumps({**held, "host": "elsewhere"}))
-    with pytest.raises(RunLocked, match="on elsewhere; if that run is dead, delete"):
-        open_run(tmp_path, _config()).__enter__()
+    for left in ({**held, "host": "elsewhere"}, held):  # of a run that was killed, here or on another machine
+        (tmp_path / "run.lock").write_text(json.dumps(left))
+        with open_run(tmp_path, _config()) as run:
+            assert isinstance(run, RunFolder)
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path):
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    try:
+        lock.forget()  # as if this process were gone
+        end = time.monotonic() + 10
+        while True:  # the child lets go as soon as it runs
+            try:
+                RunLock(tmp_path).acquire()
+                break
+            except RunLocked:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_processes():
     assert current_process({}) == Process()
     assert current_process({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}).launched
-    with pytest.raises(RuntimeError, match="WORLD_SIZE is 2"):
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2"):
         current_process({"RANK": "0", "WORLD_SIZE": "2"})
     shards = [list(Process(rank, 3).shard(10)) for rank in range(3)]
     assert sorted(functools.reduce(operator.iadd, shards, [])) == list(range(10))
@@ -256,3 +280,33 @@ def test_processes():
 def test_toy_runs_are_comparable(tmp_path):
     train(tmp_path, _config(epochs=1))
     assert set(traces(tmp_path)) >= {"first.safetensors", "last.safetensors", "metrics.csv"}
+
+
+def test_mean_class_accuracy_leaves_out_classes_without_images():
+    confusion = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
+    assert mean_class_accuracy(confusion) == pytest.approx((3 / 4 + 2 / 4) / 2)
+
+
+def test_metrics_of_an_older_run_keep_their_columns(tmp_path):
+    files = MetricFiles(tmp_path)
+    files.csv.write_text("stage,epoch,seconds\n")
+    files.append({"stage": "a", "epoch": 1, "seconds": 2.0, "test_loss": 1.0})
+    assert files.csv.read_text() == "stage,epoch,seconds\na,1,2\n"
+
+
+def test_event_files_are_written_where_tensorboard_is(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tmp_path, _config(epochs=2))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard/first"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("test_loss")] == [1, 2]
+
+
+def test_nothing_breaks_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    events = EventFiles(tmp_path / "tensorboard")
+    events.append({"stage": "a", "epoch": 1, "test_loss": 1.0})
+    events.close()
+    assert not (tmp_path / "tensorboard").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import torch
 import toy_training
 from toy_training import Child, ToyConfig, ToyImages, open_run, toy_stages, traces, train
 
-from fgvc_ext.training import CheckpointCorrupt, ConfigMismatch, Preempted
+from fgvc_ext.training import CheckpointCorrupt, ConfigMismatch, Preempted, run_stages
 from fgvc_ext.training.interruption import StopRequest
 from fgvc_ext.training.loop import Trainer
 
@@ -166,6 +167,52 @@ def test_another_class_list_is_refused_by_name(tmp_path):
         train(tmp_path, ToyConfig(classes=4))
 
 
+def test_another_input_of_a_finished_stage_is_refused(tmp_path):
+    config = ToyConfig(stages=1)
+    train(tmp_path, config)
+    before = (tmp_path / "run.json").read_bytes()
+    (stage,) = toy_stages(config)
+    stage.inputs = {"weights": "abc"}
+    with (
+        pytest.raises(ConfigMismatch, match=r'stage first .*\n.*weights: absent in the run, "abc" now'),
+        open_run(tmp_path, config) as run,
+    ):
+        run_stages([stage], run, config.engine)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_folder_is_refused(tmp_path):
+    train(tmp_path / "a", ToyConfig(stages=1))
+    other = max((tmp_path / "a/checkpoints").glob("*.pt"))
+    with pytest.raises(ValueError, match=r"expected a checkpoint in .*b/checkpoints, got .*a/checkpoints"):
+        train(tmp_path / "b", ToyConfig(stages=1, resume=str(other)))
+
+
+def test_every_session_is_recorded(tmp_path):
+    _interrupt(tmp_path, ToyConfig(), 5)
+    train(tmp_path, ToyConfig())
+    sessions = json.loads((tmp_path / "run.json").read_text())["sessions"]
+    assert len(sessions) == 2
+    assert {"fgvc_ext", "torch", "numpy", "pillow"} <= set(sessions[0]["versions"])
+    assert all(entry["command"] and entry["started"] and entry["machine"]["host"] for entry in sessions)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_run_file_is_named(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        train(tmp_path, ToyConfig())
+
+
+def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
+    left = [tmp_path / folder / ".file.1.tmp" for folder in ("", "weights", "checkpoints")]
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    with open_run(tmp_path, ToyConfig()):
+        assert not any(file.exists() for file in left)
+
+
 def test_another_input_of_a_stage_is_refused_by_name(tmp_path):
     config = ToyConfig(stages=1)
     _interrupt(tmp_path, config, 5)
@@ -204,30 +251,45 @@ def test_sigterm_saves_and_exits_with_75(workers, uninterrupted, tmp_path):
     assert traces(tmp_path) == uninterrupted
 
 
-def _kill_until_done(folder: Path, rounds: int, *arguments: str) -> int:
-    """Start the run again and again, killing it ever later; returns how often it was killed."""
-    dice = random.Random(0)
-    for kills in range(rounds):
-        process = _start(folder, *arguments)
-        _wait_for(lambda p=process.process: (folder / "run.lock").exists() or not p.is_alive())
-        time.sleep(dice.uniform(0, 0.25))
-        process.process.kill()
-        if process.ended()[0] == 0:
-            return kills
-    code, output = _start(folder, *arguments).ended()
+def _kill_when(folder: Path, file: str, dice: random.Random) -> None:
+    """Start the run and kill it soon after a file of it has appeared, which must be before it ends."""
+    process = _start(folder, "engine.checkpoint_every=1")
+    _wait_for(lambda: list(folder.glob(file)) or not process.process.is_alive())
+    assert list(folder.glob(file)), process.ended()
+    time.sleep(dice.uniform(0, 0.01))
+    process.process.kill()
+    assert process.ended()[0] == -signal.SIGKILL
+
+
+def _kill_often(folder: Path, files: list[str], seed: int) -> None:
+    dice = random.Random(seed)
+    for file in files:
+        _kill_when(folder, file, dice)
+    assert (folder / "run.lock").exists(), "a dead process' lock does not block the next"
+    code, output = _start(folder, "engine.checkpoint_every=1").ended()
     assert code == 0, output
-    return rounds
 
 
-def test_killed_at_random_times(uninterrupted, tmp_path):
-    assert _kill_until_done(tmp_path, 5, "engine.checkpoint_every=1") > 0
+# in the middle of the first stage, at its end, in the middle of the second
+MOMENTS = [
+    "checkpoints/first-e00000-s000000002.json",
+    "weights/first.safetensors",
+    "checkpoints/second-e00001-s000000006.json",
+]
+
+
+def test_killed_in_every_part_of_a_run(uninterrupted, tmp_path):
+    _kill_often(tmp_path, MOMENTS, 0)
     assert traces(tmp_path) == uninterrupted
 
 
 @pytest.mark.slow
-def test_killed_at_random_times_many_times(uninterrupted, tmp_path):
-    assert _kill_until_done(tmp_path, 20, "engine.checkpoint_every=1") > 0
-    assert traces(tmp_path) == uninterrupted
+def test_killed_at_every_step(uninterrupted, tmp_path):
+    for seed in range(3):
+        steps = [(stage, step) for stage in ("first", "second") for step in range(1 + seed, 11, 3)]
+        names = [f"checkpoints/{stage}-e*-s{step:09d}.json" for stage, step in steps]
+        _kill_often(tmp_path / str(seed), names, seed)
+        assert traces(tmp_path / str(seed)) == uninterrupted
 
 
 def test_a_live_run_keeps_its_folder(tmp_path):

@@ -109,6 +109,25 @@ def test_workers_ignore_the_schedulers_signals():
     assert len(list(training_loader(Killed(ToyImages(8), jitter), batches, workers=1))) == 2
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_the_same_error_with_workers(workers):
+    loader = training_loader(Samples(ToyImages(10, broken=(3,)), jitter), EpochBatches(10, 5, 0), workers=workers)
+    with pytest.raises(BrokenImageError, match=r"^cannot decode image train/3 \(index 3\): planted$"):
+        list(loader)
+    loader.close()
+
+
+def test_closing_ends_the_processes():
+    loader = training_loader(Samples(ToyImages(20), jitter), EpochBatches(20, 4, 0), workers=2)
+    next(iter(loader))
+    processes = loader._running._workers
+    loader.close()
+    assert len(processes) == 2
+    assert not any(process.is_alive() for process in processes)
+    assert len(list(loader)) == 5, "and it can be used again"
+    loader.close()
+
+
 def test_broken_images_stop_or_are_counted():
     images = ToyImages(10, broken=(3, 4))
     with pytest.raises(BrokenImageError, match=r"index [34]"):

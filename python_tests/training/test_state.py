@@ -73,6 +73,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 
     code, output = Child(tmp_path / "output", save_more_than_fits, tmp_path).ended()
     assert code == 7, output
+    assert f"cannot write {tmp_path}/s-e00000-s000000002.pt: File too large" in output
     assert checkpoints.load_latest()[0] == {"step": 1}
     assert len(list(tmp_path.glob("*s-*"))) == 2, "the unfinished file is still there"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fgvc_ext.models import SubtleDifferences, build_backbone
 from fgvc_ext.training.state import load_weights_file
@@ -125,7 +128,10 @@ def test_an_unknown_preset_is_an_error(driver, capsys):
         (["folder", "--data.root", "/no/such/folder"], "/no/such/folder is not a folder"),
         (["demo", *SMALL, "--model.backbone", "resnet17"], "expected one of resnet10_narrow"),
         (["demo", *SMALL, "--optim.new-layers", "layer9"], "optim.new_layers: expected some of stem"),
-        (["demo", *SMALL, "--method.k", "0"], "k"),
+        (["demo", *SMALL, "--method.k", "0"], "--method.k: expected at least 1, got 0"),
+        (["demo", *SMALL, "--optim.epochs", "0"], "--optim.epochs: expected at least 1, got 0"),
+        (["demo", *SMALL, "--engine.eval-every", "0"], "--engine.eval-every: expected at least 1, got 0"),
+        (["demo", *SMALL, "--optim.lr", "nan"], "--optim.lr: expected at least 0, got nan"),
         (["demo", *SMALL, "--resume", "must"], "nothing to resume"),
     ],
 )
@@ -158,19 +164,94 @@ def test_the_papers_recipe_is_the_cub_preset(driver):
     assert (config.method.alpha, config.method.k) == (0.1, 15)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "missing.json does not exist"), ("{", "missing.json is not JSON"), ('{"k": 1}', "unknown field 'k'")],
+)
+def test_a_bad_configuration_file_is_one_clear_line(driver, content, message, tmp_path, capsys):
+    file = tmp_path / "missing.json"
+    if content is not None:
+        file.write_text(content)
+    assert driver.main(["--config", str(file)]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_several_processes_are_refused_in_one_line(driver, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert driver.main(["demo", *SMALL, "--out", str(tmp_path / "x")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "WORLD_SIZE is 2" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_help_tells_of_configuration_files(driver, capsys):
+    with pytest.raises(SystemExit):
+        driver.main(["--help"])
+    assert "--config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [[], ["--resume", "a b.pt"], ["--resume=a b.pt"], ["--resume", "never"]])
+def test_the_command_to_go_on_can_be_pasted(driver, given, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["my driver.py"])
+    command = shlex.split(driver.command_to_go_on(["demo", *given, "--out", "my run"]))
+    assert command == [sys.executable, "my driver.py", "demo", "--out", "my run", "--resume", "auto"]
+
+
+def test_other_weights_are_refused_after_the_run_is_done(driver, finished, tmp_path, capsys):
+    """`finished` began without weights: its accuracies are not those of a run that begins with some."""
+    before = (finished / "run.json").read_bytes()
+    other = finished / "weights/plain.safetensors"
+    assert driver.main(["demo", "--out", str(finished), *SMALL, "--model.weights", str(other)]) == 1
+    assert "weights: absent in the run" in capsys.readouterr().err
+    assert (finished / "run.json").read_bytes() == before
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_broken_image_ends_a_run_with_workers(split, tmp_path):
+    """In a real process: the loading processes neither keep it from ending nor print tracebacks of their own."""
+    for part in ("train", "test"):
+        for name in "ab":
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (48, 48), (40 * number, 0, 200 if name == "a" else 0)).save(folder / f"{number}.jpg")
+    broken = tmp_path / "data" / split / "b/3.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    command = [sys.executable, str(DRIVER), "folder", "--data.root", str(tmp_path / "data"), *SMALL[8:]]
+    command += ["--model.backbone", "resnet10_narrow", "--engine.workers", "2", "--out", str(tmp_path / "run")]
+    ended = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.strip().splitlines()
+    assert line.startswith(f"error: cannot decode image {broken}")
+
+
+def _kill_when(file: str, command: list[str], folder: Path) -> None:
+    """Start the run and kill it as soon as a file of it is there, which must be before it ends."""
+    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL)
+    while not list(folder.glob(file)):
+        assert process.poll() is None, f"the run ended before {file} was there"
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert list(folder.glob(file))
+
+
 @pytest.mark.slow
 def test_a_killed_demo_ends_with_the_same_weights(driver, finished, tmp_path):
-    command = [sys.executable, str(DRIVER), "demo", "--out", str(tmp_path / "run"), *SMALL, "--report", "False"]
+    folder = tmp_path / "run"
+    command = [sys.executable, str(DRIVER), "demo", "--out", str(folder), *SMALL, "--report", "False"]
     command += ["--engine.checkpoint-every", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for wait in (0.1, 0.6, 1.1):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        while not (tmp_path / "run/run.lock").exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(wait)
-        process.kill()
-        process.wait()
-    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
+    # in the middle of the first stage, at its end, in the middle of the second
+    for file in ("checkpoints/plain-e00000-*1.json", "weights/plain.safetensors", "checkpoints/ours-e00000-*1.json"):
+        _kill_when(file, command, folder)
+    assert not (folder / "weights/ours.safetensors").exists()
+    subprocess.run(command, env=_environment(), stdout=subprocess.DEVNULL, timeout=300, check=True)
     for name in ("plain", "ours", "last"):
         file = f"weights/{name}.safetensors"
-        assert (tmp_path / "run" / file).read_bytes() == (finished / file).read_bytes()
+        assert (folder / file).read_bytes() == (finished / file).read_bytes()
+    assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 4
