@@ -42,7 +42,7 @@ struct GlobalKMaxPool {
 
   // Channels side by side: k-max pooling takes them a lane each, several tiles together as far as the caches allow.
   bool interleaved() const {
-    return layout.channels_are_contiguous() && layout.positions() > 1 && k <= kTile && dtype != Dtype::float64;
+    return layout.channels_are_contiguous() && !layout.map_is_contiguous() && k <= kTile && dtype != Dtype::float64;
   }
   int64_t tiles_at_once() const {
     const int64_t fit = (int64_t{1} << 17) / (layout.positions() * kTile * 4);

@@ -29,14 +29,14 @@ FGVC_INLINE void write_maps(const GlobalKMaxPool& op, int64_t first, int64_t map
   }
 }
 
-// --- interleaved channels
-// --------------------------------------------------------------------------------------------- In channels_last the
-// maps of kTile channels stand side by side: a lane a map as it is, nothing to transpose. Tiles are copied together,
-// several channels' neighbours at once, because one tile's lines alone lie whole pages apart.
+// --- interleaved channels ---
+//
+// In channels_last the maps of kTile channels stand side by side: a lane a map as it is, nothing to transpose. Tiles
+// are copied together, several channels' neighbours at once, because one tile's lines alone lie whole pages apart.
 
 constexpr int64_t kPositionsAhead = 8;  // brought into the cache while this one is copied
 
-// Rows of a position: [tile][position][kTile] from the memory of `channels` channels.
+// `channels` channels of a sample as [tile][position][kTile].
 template <class T>
 FGVC_INLINE void copy_tiles(const T* base, const Layout4& layout, int64_t channels, float* to) {
   const int64_t size = layout.positions() * kTile;
@@ -130,8 +130,7 @@ FGVC_INLINE void pool_interleaved_tiles(const GlobalKMaxPool& op, int64_t begin,
   }
 }
 
-// --- maps in rows
-// -----------------------------------------------------------------------------------------------------
+// --- maps in rows ---
 
 template <class T>
 FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, void* scratch) {
