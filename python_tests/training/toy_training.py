@@ -225,6 +225,7 @@ def _run(output: Path, function: Callable[..., int], arguments: tuple) -> None:
     # A child of a fork server would start its loading processes through a server of their own, in seconds.
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.current_process()._config["daemon"] = False  # a daemon may not have children
+    output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "a") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
