@@ -96,12 +96,6 @@ inline std::optional<Tensor> as_accumulation(const std::optional<Tensor>& tensor
   return as_dense(tensor->scalar_type() == dtype ? *tensor : torch::stable::to(*tensor, dtype));
 }
 
-// What diversify saved must be of these maps.
-inline void check_bits(const Tensor& grad, const Tensor& bits, const Layout4& layout) {
-  STD_TORCH_CHECK(grad.numel() == layout.maps() && bits.numel() == layout.maps() * ((layout.positions() + 7) / 8),
-                  "grad and bits must be of ", layout.maps(), " maps of ", layout.positions(), " positions");
-}
-
 inline const void* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }

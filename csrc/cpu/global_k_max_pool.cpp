@@ -9,29 +9,13 @@ using torch::stable::parallel_for;
 std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int64_t k,
                                                      const std::optional<Tensor>& weight, bool keep_values,
                                                      bool wide_indices) {
-  const Layout4 layout = layout_of(features);
-  check_arguments(layout, k, weight, wide_indices);
-
-  Tensor output = empty(features, {layout.samples, layout.channels});
-  Tensor indices =
-      empty(features, {layout.samples, layout.channels, k}, wide_indices ? ScalarType::Int : ScalarType::Short);
-  Tensor values = empty(features, {layout.samples, layout.channels, keep_values ? k : 0}, accumulation(features));
-
-  const auto weights = as_accumulation(weight, features);
-  const GlobalKMaxPool op{dtype_of(features),
-                          layout,
-                          k,
-                          features.const_data_ptr(),
-                          data_or_null(weights),
-                          output.mutable_data_ptr(),
-                          indices.mutable_data_ptr(),
-                          !wide_indices,
-                          keep_values ? values.mutable_data_ptr() : nullptr};
-  parallel_for(0, tiles(layout), tiles_per_task(layout), [&](int64_t begin, int64_t end) {
+  const GlobalKMaxPoolCall call = prepare_pool(features, k, weight, keep_values, wide_indices);
+  const GlobalKMaxPool& op = call.op;
+  parallel_for(0, tiles(op.layout), tiles_per_task(op.layout), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
     kernels().global_k_max_pool(op, begin, end, scratch.data());
   });
-  return {output, indices, values};
+  return {call.output, call.indices, call.values};
 }
 
 // Σ grad · S_r / k: sums of fixed chunks of maps, then of the chunks in order, so that threads change no bit.
@@ -61,14 +45,9 @@ std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const 
   if (grad_weight) check_values(grad, values, weight);
   Tensor features = grad_features ? empty_strided(grad, size, stride) : empty(grad, {0});
   if (grad_features) {
-    const Layout4 layout = layout_of(features);
-    check_indices(grad, indices, layout);
     const auto weights = as_accumulation(weight, grad);
-    const GlobalKMaxPoolBackward op{dtype_of(grad),           layout,
-                                    indices.size(2),          dense_grad.const_data_ptr(),
-                                    indices.const_data_ptr(), indices.scalar_type() == ScalarType::Short,
-                                    data_or_null(weights),    features.mutable_data_ptr()};
-    parallel_for(0, tiles(layout), tiles_per_task(layout),
+    const GlobalKMaxPoolBackward op = scatter_arguments(dense_grad, indices, weights, features);
+    parallel_for(0, tiles(op.layout), tiles_per_task(op.layout),
                  [&](int64_t begin, int64_t end) { kernels().global_k_max_pool_backward(op, begin, end); });
   }
   return {features, grad_weight ? weight_grad(dense_grad, *values, *weight) : empty(grad, {0})};

@@ -2,7 +2,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common/gradient_boosting.h"
+#include "../common/gradient_boosting_cross_entropy.h"
 #include "parallel.h"
 
 namespace fgvc_ext {
@@ -45,38 +45,31 @@ void reduce(Value* rows, const Tensor& target, int64_t ignore_index, int64_t use
 
 std::tuple<Tensor, Tensor> gradient_boosting_cross_entropy(const Tensor& scores, const Tensor& target, int64_t k,
                                                            int64_t reduction, int64_t ignore_index) {
-  const Tensor labels = as_dense(target);
-  const int64_t samples = labels.numel();
-  const ScalarType dtype = accumulation(scores);
-  Tensor rows = empty(scores, {4, samples}, dtype);
-  Tensor loss = reduction == kNone ? empty(scores, {samples}, dtype) : empty(scores, {}, dtype);
-  GradientBoosting op = arguments(scores, labels, rows);
-  STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
-  const int64_t used = check_labels(labels, op.classes, ignore_index);
-  op.k = std::min(k, op.classes);
-  op.ignore_index = ignore_index;
-  parallel_for(0, samples, rows_per_task(op.classes), [&](int64_t begin, int64_t end) {
+  GradientBoostingCall call = prepare_boosting(scores, target, k, reduction, ignore_index);
+  GradientBoosting& op = call.op;
+  const int64_t used = check_labels(call.target, op.classes, ignore_index);
+  op.k = std::min(k, op.classes);  // so much scratch memory, whatever was asked for
+  parallel_for(0, scores.size(0), rows_per_task(op.classes), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
     kernels().gradient_boosting_cross_entropy(op, begin, end, scratch.data());
   });
-  if (dtype == ScalarType::Double) {
-    reduce(static_cast<double*>(op.losses), labels, ignore_index, used, reduction, loss);
+  if (op.dtype == Dtype::float64) {
+    reduce(static_cast<double*>(op.losses), call.target, ignore_index, used, reduction, call.loss);
   } else {
-    reduce(static_cast<float*>(op.losses), labels, ignore_index, used, reduction, loss);
+    reduce(static_cast<float*>(op.losses), call.target, ignore_index, used, reduction, call.loss);
   }
-  return {loss, rows};
+  return {call.loss, call.rows};
 }
 
 Tensor gradient_boosting_cross_entropy_backward(const Tensor& grad, const Tensor& scores, const Tensor& target,
                                                 const Tensor& rows) {
-  const Tensor labels = as_dense(target), dense_grad = as_dense(grad);
-  Tensor grad_scores = dense_like(scores), forward_rows = rows;
-  const auto op = backward_arguments(arguments(scores, labels, forward_rows), dense_grad, grad_scores);
+  const GradientBoostingBackwardCall call = prepare_boosting_backward(grad, scores, target, rows);
+  const GradientBoostingBackward& op = call.op;
   parallel_for(0, scores.size(0), rows_per_task(op.forward.classes), [&](int64_t begin, int64_t end) {
     const Scratch scratch(op.scratch_bytes());
     kernels().gradient_boosting_cross_entropy_backward(op, begin, end, scratch.data());
   });
-  return grad_scores;
+  return call.grad_scores;
 }
 
 }  // namespace

@@ -40,27 +40,12 @@ auto scatter_kernel(int elements) {
 std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int64_t k,
                                                      const std::optional<Tensor>& weight, bool keep_values,
                                                      bool wide_indices) {
-  const Layout4 layout = layout_of(features);
-  check_arguments(layout, k, weight, wide_indices);
-
   const Launcher launch(features);
-  Tensor output = empty(features, {layout.samples, layout.channels});
-  Tensor indices =
-      empty(features, {layout.samples, layout.channels, k}, wide_indices ? ScalarType::Int : ScalarType::Short);
-  Tensor values = empty(features, {layout.samples, layout.channels, keep_values ? k : 0}, accumulation(features));
-  const auto weights = as_accumulation(weight, features);
-  const GlobalKMaxPool op{dtype_of(features),
-                          layout,
-                          k,
-                          features.const_data_ptr(),
-                          data_or_null(weights),
-                          output.mutable_data_ptr(),
-                          indices.mutable_data_ptr(),
-                          !wide_indices,
-                          keep_values ? values.mutable_data_ptr() : nullptr};
-  FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(pool_kernel<T>(k, chunk_size<T>(op.features, layout)), blocks_of(layout),
-                                          kMapsPerBlock * kWarp, 0, op));
-  return {output, indices, values};
+  const GlobalKMaxPoolCall call = prepare_pool(features, k, weight, keep_values, wide_indices);
+  const GlobalKMaxPool& op = call.op;
+  FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(pool_kernel<T>(k, chunk_size<T>(op.features, op.layout)),
+                                          blocks_of(op.layout), kMapsPerBlock * kWarp, 0, op));
+  return {call.output, call.indices, call.values};
 }
 
 template <class T>
@@ -85,15 +70,10 @@ std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const 
   const Tensor dense_grad = as_dense(grad);
   Tensor features = grad_features ? empty_strided(grad, size, stride) : empty(grad, {0});
   if (grad_features) {
-    const Layout4 layout = layout_of(features);
-    check_indices(grad, indices, layout);
     const auto weights = as_accumulation(weight, grad);
-    const GlobalKMaxPoolBackward op{dtype_of(grad),           layout,
-                                    indices.size(2),          dense_grad.const_data_ptr(),
-                                    indices.const_data_ptr(), indices.scalar_type() == ScalarType::Short,
-                                    data_or_null(weights),    features.mutable_data_ptr()};
-    FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(scatter_kernel<T>(chunk_size<T>(op.grad_features, layout)),
-                                            blocks_of(layout), kMapsPerBlock * kWarp, 0, op));
+    const GlobalKMaxPoolBackward op = scatter_arguments(dense_grad, indices, weights, features);
+    FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(scatter_kernel<T>(chunk_size<T>(op.grad_features, op.layout)),
+                                            blocks_of(op.layout), kMapsPerBlock * kWarp, 0, op));
   }
   if (!grad_weight) return {features, empty(grad, {0})};
   check_values(grad, values, weight);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "../common/gradient_boosting.h"
+#include "../common/gradient_boosting_cross_entropy.h"
 #include "launch.cuh"
 
 namespace fgvc_ext {
@@ -22,33 +22,26 @@ void reduce(const Launcher& launch, const GradientBoosting& op, int64_t samples,
 std::tuple<Tensor, Tensor> gradient_boosting_cross_entropy(const Tensor& scores, const Tensor& target, int64_t k,
                                                            int64_t reduction, int64_t ignore_index) {
   const Launcher launch(scores);
-  const Tensor labels = as_dense(target);
-  const int64_t samples = labels.numel();
-  const ScalarType dtype = accumulation(scores);
-  Tensor rows = empty(scores, {4, samples}, dtype);
-  Tensor loss = reduction == kNone ? empty(scores, {samples}, dtype) : empty(scores, {}, dtype);
-  GradientBoosting op = arguments(scores, labels, rows);
-  STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
-  op.k = k;
-  op.ignore_index = ignore_index;
+  GradientBoostingCall call = prepare_boosting(scores, target, k, reduction, ignore_index);
+  const GradientBoosting& op = call.op;
+  const int64_t samples = scores.size(0);
   if (op.classes <= kWarpClasses) {
     FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(boosted_loss<T, 32>, samples, 32, 0, op));
   } else {
     FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(boosted_loss<T, 256>, samples, 256, 0, op));
   }
-  dtype == ScalarType::Double ? reduce<double>(launch, op, samples, reduction, loss)
-                              : reduce<float>(launch, op, samples, reduction, loss);
-  return {loss, rows};
+  op.dtype == Dtype::float64 ? reduce<double>(launch, op, samples, reduction, call.loss)
+                             : reduce<float>(launch, op, samples, reduction, call.loss);
+  return {call.loss, call.rows};
 }
 
 Tensor gradient_boosting_cross_entropy_backward(const Tensor& grad, const Tensor& scores, const Tensor& target,
                                                 const Tensor& rows) {
   const Launcher launch(scores);
-  const Tensor labels = as_dense(target), dense_grad = as_dense(grad);
-  Tensor grad_scores = dense_like(scores), forward_rows = rows;
-  const auto op = backward_arguments(arguments(scores, labels, forward_rows), dense_grad, grad_scores);
+  const GradientBoostingBackwardCall call = prepare_boosting_backward(grad, scores, target, rows);
+  const GradientBoostingBackward& op = call.op;
   FGVC_SWITCH_CUDA_DTYPE(op.forward.dtype, launch(boosted_gradient<T, 256>, scores.size(0), 256, 0, op));
-  return grad_scores;
+  return call.grad_scores;
 }
 
 }  // namespace
