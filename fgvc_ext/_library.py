@@ -115,6 +115,11 @@ def has_schemas() -> bool:
     return _kernels["cpu"]
 
 
+def has_schema(op: str) -> bool:
+    """Whether ``torch.ops.fgvc_ext`` has this operator."""
+    return _kernels["cpu"]
+
+
 def use_kernel(tensor: Tensor) -> bool:
     """Whether the compiled kernel takes this tensor; warns once a device where the reference stands in unasked."""
     if _reference_asked:

@@ -1,8 +1,48 @@
-// What the host sides of global k-max pooling share, CPU and CUDA.
+// Global k-max pooling, ELoPE eq. 2–4: what its kernels take, and what both host sides check and allocate.
 #pragma once
 
-#include "arguments.h"
-#include "tensor.h"
+#include "tiles.h"
+
+namespace fgvc_ext {
+
+constexpr int64_t kInt16Positions = 32768;  // of a map that int16 indices can name
+
+struct GlobalKMaxPool {
+  Dtype dtype;
+  Layout4 layout;
+  int64_t k;
+  const void* features;
+  const void* weight;  // [k], accumulation type, or null
+  void* output;        // [N,C], dtype
+  void* indices;       // [N,C,k], int16 or int32
+  bool narrow_indices;
+  void* values;  // [N,C,k], accumulation type, or null
+};
+
+struct GlobalKMaxPoolBackward {
+  Dtype dtype;
+  Layout4 layout;  // of grad_features
+  int64_t k;
+  const void* grad;     // [N,C], dtype
+  const void* indices;  // [N,C,k]; those outside the map are passed over
+  bool narrow_indices;
+  const void* weight;  // [k], accumulation type, or null
+  void* grad_features;
+};
+
+// Σ grad · S_r / k over chunks of maps, for every rank r.
+struct GlobalKMaxPoolWeightGrad {
+  Dtype dtype;
+  int64_t k, maps, maps_per_chunk;
+  const void* grad;    // [maps], dtype
+  const void* values;  // [maps,k], accumulation type
+  void* sums;          // [chunks,k], double on the CPU, accumulation type on CUDA
+};
+
+}  // namespace fgvc_ext
+
+#ifndef FGVC_KERNELS_ONLY
+#include "checks.h"
 
 namespace fgvc_ext {
 
@@ -15,46 +55,79 @@ struct GlobalKMaxPoolCall {
 
 inline GlobalKMaxPoolCall prepare_pool(const Tensor& features, int64_t k, const std::optional<Tensor>& weight,
                                        bool keep_values, bool wide_indices) {
-  const Layout4 layout = layout_of(features);
-  STD_TORCH_CHECK(k >= 1 && k <= layout.positions(), "k must be in [1, H*W = ", layout.positions(), "], got ", k);
-  STD_TORCH_CHECK(!weight || weight->numel() == k, "weight must have shape [", k, "]");
-  STD_TORCH_CHECK(wide_indices || layout.positions() <= kInt16Positions, "maps of ", layout.positions(),
-                  " positions need wide indices");
-  Tensor output = empty(features, {layout.samples, layout.channels});
-  Tensor indices =
-      empty(features, {layout.samples, layout.channels, k}, wide_indices ? ScalarType::Int : ScalarType::Short);
-  Tensor values = empty(features, {layout.samples, layout.channels, keep_values ? k : 0}, accumulation(features));
+  const Checks check("global_k_max_pool");
+  const Layout4 layout = check.image("features", features);
+  check.that(k >= 1 && k <= layout.positions(), "k must be in [1, H*W = ", layout.positions(), "], got ", k);
+  check.that(wide_indices || layout.positions() <= kInt16Positions, "maps of ", layout.positions(),
+             " positions need wide indices");
+  if (weight) check.beside("weight", *weight, features, {k});
+  const int64_t n = layout.samples, c = layout.channels;
+  Tensor output = empty(features, {n, c});
+  Tensor indices = empty(features, {n, c, k}, wide_indices ? ScalarType::Int : ScalarType::Short);
+  Tensor values = empty(features, {n, c, keep_values ? k : 0}, accumulation(features));
   const auto weights = as_accumulation(weight, features);
-  const GlobalKMaxPool op{dtype_of(features),
-                          layout,
-                          k,
-                          features.const_data_ptr(),
-                          data_or_null(weights),
-                          output.mutable_data_ptr(),
-                          indices.mutable_data_ptr(),
-                          !wide_indices,
-                          keep_values ? values.mutable_data_ptr() : nullptr};
+  const GlobalKMaxPool op{.dtype = dtype_of(features),
+                          .layout = layout,
+                          .k = k,
+                          .features = features.const_data_ptr(),
+                          .weight = data_or_null(weights),
+                          .output = output.mutable_data_ptr(),
+                          .indices = indices.mutable_data_ptr(),
+                          .narrow_indices = !wide_indices,
+                          .values = keep_values ? values.mutable_data_ptr() : nullptr};
   return {output, indices, values, weights, op};
 }
 
-// `grad` is dense, `weight` of its accumulation type; the indices must be of these maps.
-inline GlobalKMaxPoolBackward scatter_arguments(const Tensor& grad, const Tensor& indices,
-                                                const std::optional<Tensor>& weight, Tensor& features) {
-  const Layout4 layout = layout_of(features);
-  STD_TORCH_CHECK(
-      indices.dim() == 3 && grad.numel() == layout.maps() && indices.numel() == layout.maps() * indices.size(2),
-      "grad and indices must be of ", layout.maps(), " maps");
-  return {dtype_of(grad),           layout,
-          indices.size(2),          grad.const_data_ptr(),
-          indices.const_data_ptr(), indices.scalar_type() == ScalarType::Short,
-          data_or_null(weight),     features.mutable_data_ptr()};
-}
+struct GlobalKMaxPoolBackwardCall {
+  Tensor grad_features, grad_weight, grad, indices;
+  std::optional<Tensor> values, weight;
+  GlobalKMaxPoolBackward scatter;  // where grad_features is asked for
+  GlobalKMaxPoolWeightGrad sum;    // where grad_weight is; its sums are the host's to allocate
+};
 
-// What forward saved must be of these maps.
-inline void check_values(const Tensor& grad, const std::optional<Tensor>& values, const std::optional<Tensor>& weight) {
-  STD_TORCH_CHECK(values && weight && values->dim() == 3 && values->size(2) == weight->numel() &&
-                      values->numel() == grad.numel() * weight->numel(),
-                  "the gradient of weight needs weight [k] and values [", grad.numel(), ", k]");
+inline GlobalKMaxPoolBackwardCall prepare_pool_backward(
+    const Tensor& grad, const Tensor& indices, const std::optional<Tensor>& values, const std::optional<Tensor>& weight,
+    const std::vector<int64_t>& size, const std::vector<int64_t>& stride, bool grad_features, bool grad_weight) {
+  const Checks check("global_k_max_pool_backward");
+  check.floating("grad", grad, 2);
+  const int64_t n = grad.size(0), c = grad.size(1);
+  check.that(indices.dim() == 3 && indices.size(2) >= 1, "indices must have shape [N,C,k]");
+  const int64_t k = indices.size(2);
+  const bool narrow = indices.scalar_type() == ScalarType::Short;
+  check.saved("indices", indices, grad, narrow ? ScalarType::Short : ScalarType::Int, {n, c, k});
+  if (weight) check.beside("weight", *weight, grad, {k});
+  GlobalKMaxPoolBackwardCall call{.grad_features = empty(grad, {0}),
+                                  .grad_weight = empty(grad, {0}),
+                                  .grad = as_dense(grad),
+                                  .indices = indices,
+                                  .values = values,
+                                  .weight = as_accumulation(weight, grad)};
+  if (grad_features) {
+    check.size_and_stride(size, stride);
+    check.that(size[0] == n && size[1] == c, "size must begin with [", n, ", ", c, "], the size of grad");
+    call.grad_features = empty_strided(grad, size, stride);
+    const Layout4 layout = check.image("grad_features", call.grad_features);
+    call.scatter = {.dtype = dtype_of(grad),
+                    .layout = layout,
+                    .k = k,
+                    .grad = call.grad.const_data_ptr(),
+                    .indices = indices.const_data_ptr(),
+                    .narrow_indices = narrow,
+                    .weight = data_or_null(call.weight),
+                    .grad_features = call.grad_features.mutable_data_ptr()};
+  }
+  if (grad_weight) {
+    check.that(values && weight, "the gradient of weight needs weight and values: forward must be told to keep them");
+    check.saved("values", *values, grad, accumulation(grad), {n, c, k});
+    call.sum = {.dtype = dtype_of(grad),
+                .k = k,
+                .maps = n * c,
+                .grad = call.grad.const_data_ptr(),
+                .values = values->const_data_ptr(),
+                .sums = nullptr};
+  }
+  return call;
 }
 
 }  // namespace fgvc_ext
+#endif

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -39,26 +40,26 @@ inline ScalarType accumulation(const Tensor& tensor) {
 }
 
 inline Layout4 layout_of(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.dim() == 4, "expected a tensor [N,C,H,W], got ", tensor.dim(), " dimensions");
-  const Layout4 layout{tensor.size(0),
-                       tensor.size(1),
-                       tensor.size(2),
-                       tensor.size(3),
-                       {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
-  STD_TORCH_CHECK(layout.positions() <= INT32_MAX, "a map may have at most 2^31 - 1 positions, got ",
-                  layout.positions());
-  return layout;
+  return {tensor.size(0),
+          tensor.size(1),
+          tensor.size(2),
+          tensor.size(3),
+          {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+}
+
+inline int32_t device_type(const Tensor& tensor) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
 }
 
 // Allocates without the dispatcher, which would cost several microseconds a tensor.
 inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride,
                             ScalarType dtype) {
-  int32_t device;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                                         type, device, like.get_device_index(), &handle));
+                                                         type, device_type(like), like.get_device_index(), &handle));
   return Tensor(handle);
 }
 inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
@@ -75,7 +76,7 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
   return empty(like, size, like.scalar_type());
 }
 
-// The same layout as torch's: dense, strides in the order of `like`.
+// Dense, in the layout that torch.empty_like gives.
 inline Tensor dense_like(const Tensor& like, ScalarType dtype) {
   if (!like.is_contiguous()) return torch::stable::to(torch::stable::empty_like(like), dtype);
   const auto size = like.sizes();

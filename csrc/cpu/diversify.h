@@ -1,17 +1,18 @@
 // Diversification block, subtle differences eq. 1–8.
 //
-// The random words of a tile are drawn with one channel a lane; so are the suppressed positions that follow from them,
-// first of a patch row, then of the whole map. A map is then read twice, from memory for its maximum and from the
+// The random words of a tile are drawn with one channel per lane; so are the suppressed positions that follow from
+// them, first of a patch row, then of the whole map. A map is then read twice, from memory for its maximum and from the
 // first-level cache for the sums of what is visible and of what is hidden; M' is never written.
 #pragma once
 
+#include "../common/diversify.h"
 #include "maps.h"
 
 namespace fgvc_ext::FGVC_ISA {
 
 constexpr int kTileParts = kTile / kLanes;  // vectors for one word of every channel of a tile, or for 16 positions
 
-// The random words of one map a lane, four draws at a time.
+// The random words of one map per lane, four draws at a time.
 class TileDraws {
  public:
   FGVC_INLINE TileDraws make(const Diversify& op, const Tile& tile, int part) {
@@ -62,11 +63,15 @@ FGVC_INLINE void append_bits(uint32_t* map_bits, int64_t at, const uint32_t* row
   if (at % 32) store(to + kTile, row >> static_cast<uint32_t>(32 - at % 32));
 }
 
+// 32-bit words for the bits of a row of positions, and of a whole map (append_bits touches one more).
+FGVC_INLINE int64_t words_per_row(const Layout4& layout) { return (layout.width + 31) / 32; }
+FGVC_INLINE int64_t words_per_map(const Layout4& layout) { return layout.positions() / 32 + 2; }
+
 // Patches that hide, eq. 4, as bits y·W + x of every map: word w of channel c at map_bits[w·kTile + c].
 // Returns the channels whose peaks hide (eq. 2), one bit each.
 static __attribute__((noinline)) uint32_t draw_patches(const Diversify& op, const Tile& tile, uint32_t* row,
                                                        uint32_t* map_bits) {
-  const int64_t words = op.words_per_row(), map_words = op.layout.positions() / 32 + 2;
+  const int64_t words = words_per_row(op.layout), map_words = words_per_map(op.layout);
   uint32_t hide_peaks = 0;
   std::memset(map_bits, 0, map_words * kTile * 4);
   for (int part = 0; part < kTileParts && part * kLanes < tile.channels; ++part) {
@@ -144,7 +149,7 @@ FGVC_INLINE Floats suppress(const float* map, int64_t positions, const uint32_t*
   return visible + alpha * hidden;
 }
 
-// Sums of M' of up to kLanes maps, `pitch` apart. Maxima and sums are taken over one map a lane, so that no map waits
+// Sums of M' of up to kLanes maps, `pitch` apart. Maxima and sums are taken over one map per lane, so that no map waits
 // for the lanes of another.
 static __attribute__((noinline)) void suppress_maps(const Diversify& op, const float* rows, int64_t pitch,
                                                     int64_t ahead, int64_t maps, const uint32_t* map_bits,
@@ -203,42 +208,66 @@ FGVC_INLINE void suppress_maps(const Diversify& op, const double* rows, int64_t 
 }
 
 template <class T>
-FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end, void* scratch) {
+FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end, Scratch& scratch) {
   using Value = Accumulation<T>;
-  const int64_t positions = op.layout.positions(), bytes = op.bytes_per_map();
-  auto* rows_scratch = static_cast<Value*>(scratch);
-  auto* row = reinterpret_cast<uint32_t*>(rows_scratch + scratch_rows(op.dtype, op.layout) * row_pitch(positions));
-  auto* map_bits = row + kTile * op.words_per_row();
+  const Layout4& layout = op.layout;
+  const int64_t positions = layout.positions(), bytes = op.bytes_per_map(),
+                at_once = channels_at_once(op.dtype, layout);
+  auto* gathered = take_rows<Value>(scratch, op.dtype, layout);
+  auto* row = scratch.take<uint32_t>(kTile * words_per_row(layout));
+  auto* map_bits = scratch.take<uint32_t>(kTile * words_per_map(layout));
   for (int64_t number = begin; number < end; ++number) {
-    const Tile tile = tile_at(op.layout, number);
-    const uint32_t hide_peaks = draw_patches(op, tile, row, map_bits);
-    int64_t pitch;
-    const Value* rows = tile_rows(static_cast<const T*>(op.maps), op.layout, tile, rows_scratch, pitch);
-    const int64_t ahead = rows == rows_scratch ? 0 : kLanes * pitch;  // scratch is in the cache already
-    const int64_t first = tile.sample * op.layout.channels + tile.channel;
+    const Tile whole = tile_at(layout, number);
+    const uint32_t hide_peaks = draw_patches(op, whole, row, map_bits);
+    const int64_t first = whole.sample * layout.channels + whole.channel;
     Value totals[kTile];
-    for (int64_t c = 0; c < tile.channels; c += kLanes) {
-      const int64_t left = tile.channels - c;
-      suppress_maps(op, rows + c * pitch, pitch, ahead, left < kLanes ? left : kLanes, map_bits + c, hide_peaks >> c,
-                    op.bits + (first + c) * bytes, totals + c);
+    for (int64_t done = 0; done < whole.channels; done += at_once) {
+      const Tile tile{whole.sample, whole.channel + done, smaller(at_once, whole.channels - done)};
+      int64_t pitch;
+      const Value* rows = tile_rows(static_cast<const T*>(op.maps), layout, tile, gathered, pitch);
+      const int64_t ahead = rows == gathered ? 0 : kLanes * pitch;  // what is gathered is in the cache already
+      for (int64_t map = 0; map < tile.channels; map += kLanes) {
+        const int64_t c = done + map;
+        suppress_maps(op, rows + map * pitch, pitch, ahead, smaller(kLanes, tile.channels - map), map_bits + c,
+                      hide_peaks >> c, op.bits + (first + c) * bytes, totals + c);
+      }
     }
-    for (int64_t c = 0; c < tile.channels; ++c)
+    for (int64_t c = 0; c < whole.channels; ++c)
       static_cast<T*>(op.scores)[first + c] = from_float<T>(totals[c] / static_cast<Value>(positions));
   }
 }
 
-// output[position] = suppressed ? hidden : plain, for the channels of a tile.
+// to[position] = suppressed ? hidden : plain, for one contiguous map.
 template <class T>
-FGVC_INLINE void spread_tile(const SpreadBits& op, const Tile& tile, const T* plain, const T* hidden) {
-  const Layout4& layout = op.layout;
+FGVC_INLINE void spread_map(const uint8_t* bits, int64_t positions, T plain, T hidden, T* to) {
+  int64_t i = 0;
+  for (; i + 8 <= positions; i += 8) {
+    const uint32_t byte = bits[i >> 3];
+    for (int bit = 0; bit < 8; ++bit) to[i + bit] = byte >> bit & 1 ? hidden : plain;
+  }
+  for (; i < positions; ++i) to[i] = bits[i >> 3] >> (i & 7) & 1 ? hidden : plain;
+}
+FGVC_INLINE void spread_map(const uint8_t* bits, int64_t positions, float plain, float hidden, float* to) {
+  const Floats plains = broadcast(plain), hiddens = broadcast(hidden);
+  int64_t i = 0;
+  for (; i + kTile <= positions; i += kTile) {
+    const uint32_t sixteen = bits[i >> 3] | bits[(i >> 3) + 1] << 8;
+    for (int part = 0; part < kTileParts; ++part)
+      store(to + i + part * kLanes, select(sixteen >> part * kLanes, hiddens, plains));
+  }
+  for (; i < positions; ++i) to[i] = bits[i >> 3] >> (i & 7) & 1 ? hidden : plain;
+}
+
+// The same for the channels of a tile, in any layout.
+template <class T>
+FGVC_INLINE void spread_tile(const Layout4& layout, const uint8_t* all_bits, const Tile& tile, const T* plain,
+                             const T* hidden, T* output) {
   const int64_t positions = layout.positions(), bytes = (positions + 7) / 8;
-  const uint8_t* bits = op.bits + (tile.sample * layout.channels + tile.channel) * bytes;
-  T* base = static_cast<T*>(op.output) + layout.offset(tile.sample, tile.channel);
+  const uint8_t* bits = all_bits + (tile.sample * layout.channels + tile.channel) * bytes;
+  T* base = output + layout.offset(tile.sample, tile.channel);
   if (layout.map_is_contiguous()) {
-    for (int64_t c = 0; c < tile.channels; ++c, bits += bytes) {
-      T* map = base + c * layout.stride[1];
-      for (int64_t i = 0; i < positions; ++i) map[i] = bits[i >> 3] >> (i & 7) & 1 ? hidden[c] : plain[c];
-    }
+    for (int64_t c = 0; c < tile.channels; ++c)
+      spread_map(bits + c * bytes, positions, plain[c], hidden[c], base + c * layout.stride[1]);
     return;
   }
   for (int64_t y = 0, i = 0; y < layout.height; ++y)
@@ -250,7 +279,7 @@ FGVC_INLINE void spread_tile(const SpreadBits& op, const Tile& tile, const T* pl
 }
 
 template <class T>
-FGVC_INLINE void spread_gradients(const SpreadBits& op, int64_t begin, int64_t end) {
+FGVC_INLINE void spread_gradients(const SpreadGradient& op, int64_t begin, int64_t end) {
   using Value = Accumulation<T>;
   for (int64_t number = begin; number < end; ++number) {
     const Tile tile = tile_at(op.layout, number);
@@ -261,21 +290,21 @@ FGVC_INLINE void spread_gradients(const SpreadBits& op, int64_t begin, int64_t e
       plain[c] = from_float<T>(share);
       hidden[c] = from_float<T>(share * static_cast<Value>(op.alpha));
     }
-    spread_tile(op, tile, plain, hidden);
+    spread_tile(op.layout, op.bits, tile, plain, hidden, static_cast<T*>(op.grad_maps));
   }
 }
 
-void diversify(const Diversify& op, int64_t begin, int64_t end, void* scratch) {
+void diversify(const Diversify& op, int64_t begin, int64_t end, Scratch& scratch) {
   FGVC_SWITCH_DTYPE(op.dtype, diversify_tiles<T>(op, begin, end, scratch));
 }
-void spread_bits(const SpreadBits& op, int64_t begin, int64_t end) {
-  if (op.grad) {
-    FGVC_SWITCH_DTYPE(op.dtype, spread_gradients<T>(op, begin, end));
-    return;
-  }
+void spread_gradient(const SpreadGradient& op, int64_t begin, int64_t end, Scratch&) {
+  FGVC_SWITCH_DTYPE(op.dtype, spread_gradients<T>(op, begin, end));
+}
+void spread_mask(const SpreadMask& op, int64_t begin, int64_t end, Scratch&) {
   uint8_t zeros[kTile] = {}, ones[kTile];
   std::memset(ones, 1, sizeof(ones));
-  for (int64_t number = begin; number < end; ++number) spread_tile(op, tile_at(op.layout, number), zeros, ones);
+  for (int64_t number = begin; number < end; ++number)
+    spread_tile(op.layout, op.bits, tile_at(op.layout, number), zeros, ones, static_cast<uint8_t*>(op.mask));
 }
 
 }  // namespace fgvc_ext::FGVC_ISA

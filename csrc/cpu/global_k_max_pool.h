@@ -2,6 +2,7 @@
 // backward by scattering.
 #pragma once
 
+#include "../common/global_k_max_pool.h"
 #include "k_largest.h"
 
 namespace fgvc_ext::FGVC_ISA {
@@ -31,8 +32,21 @@ FGVC_INLINE void write_maps(const GlobalKMaxPool& op, int64_t first, int64_t map
 
 // --- interleaved channels ---
 //
-// In channels_last the maps of kTile channels stand side by side: a lane a map as it is, nothing to transpose. Tiles
-// are copied together, several channels' neighbours at once, because one tile's lines alone lie whole pages apart.
+// In channels_last the maps of kTile channels stand side by side: one map per lane as they are, nothing to transpose.
+// Several neighbouring tiles are copied together, because the lines of one tile alone lie whole pages apart.
+
+// For these k, and maps of which a tile still fits the second-level cache.
+FGVC_INLINE bool takes_interleaved(const GlobalKMaxPool& op) {
+  const Layout4& layout = op.layout;
+  return layout.channels_are_contiguous() && !layout.map_is_contiguous() && op.k <= kTile &&
+         op.dtype != Dtype::float64 && layout.positions() <= int64_t{1} << 14;
+}
+
+// Tiles that are copied together: as many as 512 kB hold.
+FGVC_INLINE int64_t tiles_at_once(const Layout4& layout) {
+  const int64_t fit = (int64_t{1} << 17) / (layout.positions() * kTile);
+  return fit < 1 ? 1 : smaller(fit, smaller(8, ceil_divide(layout.channels, kTile)));
+}
 
 constexpr int64_t kPositionsAhead = 8;  // brought into the cache while this one is copied
 
@@ -96,9 +110,13 @@ static __attribute__((noinline)) void rank_lanes(const float* lanes, int64_t pos
 FGVC_INLINE void select_of_lanes(const float* lanes, int64_t maps, int64_t positions, int64_t k, float* row,
                                  float* values, int32_t* indices) {
   Ranks ranks;
-  k == 1   ? rank_lanes<1>(lanes, positions, 1, ranks)
-  : k <= 4 ? rank_lanes<4>(lanes, positions, static_cast<int>(k), ranks)
-           : rank_lanes<kStripes>(lanes, positions, static_cast<int>(k), ranks);
+  if (k == 1) {
+    rank_lanes<1>(lanes, positions, 1, ranks);
+  } else if (k <= 4) {
+    rank_lanes<4>(lanes, positions, static_cast<int>(k), ranks);
+  } else {
+    rank_lanes<kStripes>(lanes, positions, static_cast<int>(k), ranks);
+  }
   write_ranks(ranks, maps, k, values, indices);
   for (int64_t lane = 0; lane < maps; ++lane)
     if (ranks.unranked >> lane & 1) {
@@ -108,12 +126,13 @@ FGVC_INLINE void select_of_lanes(const float* lanes, int64_t maps, int64_t posit
 }
 
 template <class T>
-FGVC_INLINE void pool_interleaved_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, float* tiles) {
+FGVC_INLINE void pool_interleaved_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, Scratch& scratch) {
   const Layout4& layout = op.layout;
-  const int64_t positions = layout.positions(), k = op.k, at_once = op.tiles_at_once();
-  float* row = tiles + at_once * positions * kTile;
-  float* own_values = row + row_pitch(positions);
-  auto* indices = reinterpret_cast<int32_t*>(own_values + kTile * k);
+  const int64_t positions = layout.positions(), k = op.k, at_once = tiles_at_once(layout);
+  auto* tiles = scratch.take<float>(at_once * positions * kTile);
+  auto* row = scratch.take<float>(row_pitch(positions));
+  auto* own_values = scratch.take<float>(kTile * k);
+  auto* indices = scratch.take<int32_t>(kTile * k);
   for (int64_t number = begin, together; number < end; number += together) {
     const Tile tile = tile_at(layout, number);
     together = smaller(at_once, smaller(end - number, (layout.channels - tile.channel + kTile - 1) / kTile));
@@ -133,29 +152,30 @@ FGVC_INLINE void pool_interleaved_tiles(const GlobalKMaxPool& op, int64_t begin,
 // --- maps in rows ---
 
 template <class T>
-FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, void* scratch) {
+FGVC_INLINE void pool_tiles(const GlobalKMaxPool& op, int64_t begin, int64_t end, Scratch& scratch) {
   using Value = Accumulation<T>;
   if constexpr (sizeof(Value) == 4) {
-    if (op.interleaved()) return pool_interleaved_tiles<T>(op, begin, end, static_cast<float*>(scratch));
+    if (takes_interleaved(op)) return pool_interleaved_tiles<T>(op, begin, end, scratch);
   }
-  const int64_t positions = op.layout.positions(), k = op.k;
-  auto* rows_scratch = static_cast<Value*>(scratch);
-  auto* own_values = rows_scratch + scratch_rows(op.dtype, op.layout) * row_pitch(positions);
-  auto* indices = reinterpret_cast<int32_t*>(own_values + kTile * k);
+  const int64_t positions = op.layout.positions(), k = op.k, at_once = channels_at_once(op.dtype, op.layout);
+  auto* gathered = take_rows<Value>(scratch, op.dtype, op.layout);
+  auto* own_values = scratch.take<Value>(kTile * k);
+  auto* indices = scratch.take<int32_t>(kTile * k);
 
   for (int64_t number = begin; number < end; ++number) {
-    const Tile tile = tile_at(op.layout, number);
-    int64_t pitch;
-    const Value* rows = tile_rows(static_cast<const T*>(op.features), op.layout, tile, rows_scratch, pitch);
-    const int64_t ahead = rows == rows_scratch ? 0 : kLanes * pitch;  // scratch is in the cache already
-    const int64_t first = tile.sample * op.layout.channels + tile.channel;
+    const Tile whole = tile_at(op.layout, number);
+    const int64_t first = whole.sample * op.layout.channels + whole.channel;
     Value* values = op.values ? static_cast<Value*>(op.values) + first * k : own_values;
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-      const int64_t left = tile.channels - channel;
-      select_of_maps(rows + channel * pitch, pitch, ahead, left < kLanes ? left : kLanes, positions, k,
-                     values + channel * k, indices + channel * k);
+    for (int64_t done = 0; done < whole.channels; done += at_once) {
+      const Tile tile{whole.sample, whole.channel + done, smaller(at_once, whole.channels - done)};
+      int64_t pitch;
+      const Value* rows = tile_rows(static_cast<const T*>(op.features), op.layout, tile, gathered, pitch);
+      const int64_t ahead = rows == gathered ? 0 : kLanes * pitch;  // what is gathered is in the cache already
+      for (int64_t map = 0; map < tile.channels; map += kLanes)
+        select_of_maps(rows + map * pitch, pitch, ahead, smaller(kLanes, tile.channels - map), positions, k,
+                       values + (done + map) * k, indices + (done + map) * k);
     }
-    write_maps<T>(op, first, tile.channels, values, indices);
+    write_maps<T>(op, first, whole.channels, values, indices);
   }
 }
 
@@ -164,13 +184,19 @@ template <class T>
 FGVC_INLINE void scatter_tiles(const GlobalKMaxPoolBackward& op, int64_t begin, int64_t end) {
   using Value = Accumulation<T>;
   const Layout4& layout = op.layout;
+  const int64_t positions = layout.positions();
   const auto* weight = static_cast<const Value*>(op.weight);
+  const bool contiguous = layout.map_is_contiguous();
+  const auto offset_of = [&](int64_t index) {
+    if (contiguous) return index;
+    const int64_t y = index / layout.width, x = index - y * layout.width;
+    return y * layout.stride[2] + x * layout.stride[3];
+  };
   for (int64_t number = begin; number < end; ++number) {
     const Tile tile = tile_at(layout, number);
     T* base = static_cast<T*>(op.grad_features) + layout.offset(tile.sample, tile.channel);
-    if (layout.map_is_contiguous()) {
-      for (int64_t c = 0; c < tile.channels; ++c)
-        std::memset(base + c * layout.stride[1], 0, layout.positions() * sizeof(T));
+    if (contiguous) {
+      for (int64_t c = 0; c < tile.channels; ++c) std::memset(base + c * layout.stride[1], 0, positions * sizeof(T));
     } else {
       for (int64_t y = 0; y < layout.height; ++y)
         for (int64_t x = 0; x < layout.width; ++x) {
@@ -184,9 +210,8 @@ FGVC_INLINE void scatter_tiles(const GlobalKMaxPoolBackward& op, int64_t begin, 
       for (int64_t rank = 0; rank < op.k; ++rank) {
         const int64_t index = op.narrow_indices ? static_cast<const int16_t*>(op.indices)[map * op.k + rank]
                                                 : static_cast<const int32_t*>(op.indices)[map * op.k + rank];
-        const int64_t y = index / layout.width, x = index - y * layout.width;
-        base[c * layout.stride[1] + y * layout.stride[2] + x * layout.stride[3]] =
-            from_float<T>(weight ? share * weight[rank] : share);
+        if (index < 0 || index >= positions) continue;  // not what forward saved
+        base[c * layout.stride[1] + offset_of(index)] = from_float<T>(weight ? share * weight[rank] : share);
       }
     }
   }
@@ -195,22 +220,25 @@ FGVC_INLINE void scatter_tiles(const GlobalKMaxPoolBackward& op, int64_t begin, 
 template <class T>
 FGVC_INLINE void sum_weight_grad(const GlobalKMaxPoolWeightGrad& op, int64_t begin, int64_t end) {
   using Value = Accumulation<T>;
-  auto* sums = static_cast<double*>(op.sums);
-  for (int64_t rank = 0; rank < op.k; ++rank) sums[rank] = 0;
-  for (int64_t map = begin; map < end; ++map) {
-    const Value share = to_float(static_cast<const T*>(op.grad)[map]) / static_cast<Value>(op.k);
-    const Value* values = static_cast<const Value*>(op.values) + map * op.k;
-    for (int64_t rank = 0; rank < op.k; ++rank) sums[rank] += share * values[rank];
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    auto* sums = static_cast<double*>(op.sums) + chunk * op.k;
+    for (int64_t rank = 0; rank < op.k; ++rank) sums[rank] = 0;
+    const int64_t first = chunk * op.maps_per_chunk, last = smaller(op.maps, first + op.maps_per_chunk);
+    for (int64_t map = first; map < last; ++map) {
+      const Value share = to_float(static_cast<const T*>(op.grad)[map]) / static_cast<Value>(op.k);
+      const Value* values = static_cast<const Value*>(op.values) + map * op.k;
+      for (int64_t rank = 0; rank < op.k; ++rank) sums[rank] += share * values[rank];
+    }
   }
 }
 
-void global_k_max_pool(const GlobalKMaxPool& op, int64_t begin, int64_t end, void* scratch) {
+void global_k_max_pool(const GlobalKMaxPool& op, int64_t begin, int64_t end, Scratch& scratch) {
   FGVC_SWITCH_DTYPE(op.dtype, pool_tiles<T>(op, begin, end, scratch));
 }
-void global_k_max_pool_backward(const GlobalKMaxPoolBackward& op, int64_t begin, int64_t end) {
+void global_k_max_pool_backward(const GlobalKMaxPoolBackward& op, int64_t begin, int64_t end, Scratch&) {
   FGVC_SWITCH_DTYPE(op.dtype, scatter_tiles<T>(op, begin, end));
 }
-void global_k_max_pool_weight_grad(const GlobalKMaxPoolWeightGrad& op, int64_t begin, int64_t end) {
+void global_k_max_pool_weight_grad(const GlobalKMaxPoolWeightGrad& op, int64_t begin, int64_t end, Scratch&) {
   FGVC_SWITCH_DTYPE(op.dtype, sum_weight_grad<T>(op, begin, end));
 }
 

@@ -3,14 +3,15 @@
 
 #include <cmath>
 
-#include "kernels.h"
+#include "../common/gradient_boosting_cross_entropy.h"
+#include "scratch.h"
 #include "vector.h"
 
 namespace fgvc_ext::FGVC_ISA {
 
 // A row of scores as float (double for float64): in place where it already is, else converted into `scratch`.
-template <class T, class Value>
-FGVC_INLINE const Value* score_row(const GradientBoosting& op, int64_t row, Value* scratch) {
+template <class T, class Op, class Value>
+FGVC_INLINE const Value* score_row(const Op& op, int64_t row, Value* scratch) {
   const T* scores = static_cast<const T*>(op.scores) + row * op.row_stride;
   if constexpr (sizeof(T) == sizeof(Value)) {
     if (op.column_stride == 1) return scores;
@@ -162,15 +163,16 @@ FGVC_INLINE double sum_of_exponentials(const double* scores, int64_t classes, in
 }
 
 template <class T>
-FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_t end, void* scratch) {
+FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_t end, Scratch& scratch) {
   using Value = Accumulation<T>;
-  auto* row_scratch = static_cast<Value*>(scratch);
-  auto* workspace = row_scratch + row_pitch(op.classes);
+  auto* own_row = scratch.take<Value>(row_pitch(op.classes));
+  // Keys of the row in whole vectors and one more, or a heap of k.
+  auto* workspace = scratch.take<Value>(row_pitch(op.classes) + 16 + op.k);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t label = op.target[row];
     Value loss = 0, highest = 0, log_sum = 0, threshold = 0;
     if (label != op.ignore_index && label >= 0 && label < op.classes) {
-      const Value* scores = score_row<T>(op, row, row_scratch);
+      const Value* scores = score_row<T>(op, row, own_row);
       highest = highest_score(scores, op.classes);
       // Nothing is below −inf: all is kept, also where a NaN makes the loss NaN anyway.
       threshold = op.k < op.classes - 1 && highest == highest ? kth_negative(scores, op.classes, label, op.k, workspace)
@@ -178,10 +180,10 @@ FGVC_INLINE void boosting_rows(const GradientBoosting& op, int64_t begin, int64_
       log_sum = std::log(sum_of_exponentials(scores, op.classes, label, threshold, highest));
       loss = log_sum - (scores[label] - highest);
     }
-    static_cast<Value*>(op.losses)[row] = loss;
-    static_cast<Value*>(op.highest)[row] = highest;
-    static_cast<Value*>(op.log_sum)[row] = log_sum;
-    static_cast<Value*>(op.threshold)[row] = threshold;
+    static_cast<Value*>(op.rows.weight)[row] = loss;
+    static_cast<Value*>(op.rows.highest)[row] = highest;
+    static_cast<Value*>(op.rows.log_sum)[row] = log_sum;
+    static_cast<Value*>(op.rows.threshold)[row] = threshold;
   }
 }
 
@@ -207,41 +209,41 @@ FGVC_INLINE void softmax_gradient(const double* scores, int64_t classes, double 
 }
 
 template <class T>
-FGVC_INLINE void boosting_rows_backward(const GradientBoostingBackward& op, int64_t begin, int64_t end, void* scratch) {
+FGVC_INLINE void boosting_rows_backward(const GradientBoostingBackward& op, int64_t begin, int64_t end,
+                                        Scratch& scratch) {
   using Value = Accumulation<T>;
-  const GradientBoosting& forward = op.forward;
-  auto* row_scratch = static_cast<Value*>(scratch);
-  auto* grad_scratch = row_scratch + row_pitch(forward.classes);
+  auto* own_row = scratch.take<Value>(row_pitch(op.classes));
+  auto* own_grads = scratch.take<Value>(row_pitch(op.classes));
   for (int64_t row = begin; row < end; ++row) {
-    T* grad_row = static_cast<T*>(op.grad_scores) + row * op.row_stride;
-    const bool in_place = sizeof(T) == sizeof(Value) && op.column_stride == 1;
-    Value* grads = in_place ? reinterpret_cast<Value*>(grad_row) : grad_scratch;
-    const int64_t label = forward.target[row];
-    const Value weight = static_cast<const Value*>(op.weight)[row];
-    const bool lost = label < 0 || label >= forward.classes;  // overwritten since forward looked at it
+    T* grad_row = static_cast<T*>(op.grad_scores) + row * op.grad_row_stride;
+    const bool in_place = sizeof(T) == sizeof(Value) && op.grad_column_stride == 1;
+    Value* grads = in_place ? reinterpret_cast<Value*>(grad_row) : own_grads;
+    const int64_t label = op.target[row];
+    const Value weight = static_cast<const Value*>(op.rows.weight)[row];
+    const bool lost = label < 0 || label >= op.classes;  // overwritten since forward looked at it
     if (weight == 0 || lost) {
       const Value value = weight == 0 ? Value(0) : static_cast<Value>(__builtin_nanf(""));
-      for (int64_t i = 0; i < forward.classes; ++i) grads[i] = value;
+      for (int64_t i = 0; i < op.classes; ++i) grads[i] = value;
     } else {
-      const Value* scores = score_row<T>(forward, row, row_scratch);
-      const Value highest = static_cast<const Value*>(forward.highest)[row];
-      const Value log_sum = static_cast<const Value*>(forward.log_sum)[row];
+      const Value* scores = score_row<T>(op, row, own_row);
+      const Value highest = static_cast<const Value*>(op.rows.highest)[row];
+      const Value log_sum = static_cast<const Value*>(op.rows.log_sum)[row];
       const Value factor = static_cast<const Value*>(op.grad)[op.grad_per_sample ? row : 0] * weight;
-      softmax_gradient(scores, forward.classes, static_cast<const Value*>(forward.threshold)[row], highest, log_sum,
-                       factor, grads);
+      softmax_gradient(scores, op.classes, static_cast<const Value*>(op.rows.threshold)[row], highest, log_sum, factor,
+                       grads);
       grads[label] = (std::exp((scores[label] - highest) - log_sum) - 1) * factor;
     }
     if (!in_place)
-      for (int64_t i = 0; i < forward.classes; ++i) grad_row[i * op.column_stride] = from_float<T>(grads[i]);
+      for (int64_t i = 0; i < op.classes; ++i) grad_row[i * op.grad_column_stride] = from_float<T>(grads[i]);
   }
 }
 
-void gradient_boosting_cross_entropy(const GradientBoosting& op, int64_t begin, int64_t end, void* scratch) {
+void gradient_boosting_cross_entropy(const GradientBoosting& op, int64_t begin, int64_t end, Scratch& scratch) {
   FGVC_SWITCH_DTYPE(op.dtype, boosting_rows<T>(op, begin, end, scratch));
 }
 void gradient_boosting_cross_entropy_backward(const GradientBoostingBackward& op, int64_t begin, int64_t end,
-                                              void* scratch) {
-  FGVC_SWITCH_DTYPE(op.forward.dtype, boosting_rows_backward<T>(op, begin, end, scratch));
+                                              Scratch& scratch) {
+  FGVC_SWITCH_DTYPE(op.dtype, boosting_rows_backward<T>(op, begin, end, scratch));
 }
 
 }  // namespace fgvc_ext::FGVC_ISA

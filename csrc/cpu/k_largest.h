@@ -237,9 +237,13 @@ static __attribute__((noinline)) void select_of_maps(const float* rows, int64_t 
     const float* map[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) map[lane] = rows + (lane < maps ? lane : maps - 1) * pitch;
     Ranks ranks;
-    k == 1   ? rank_maps<1>(map, positions, 1, ahead, ranks)
-    : k <= 4 ? rank_maps<4>(map, positions, static_cast<int>(k), ahead, ranks)
-             : rank_maps<kStripes>(map, positions, static_cast<int>(k), ahead, ranks);
+    if (k == 1) {
+      rank_maps<1>(map, positions, 1, ahead, ranks);
+    } else if (k <= 4) {
+      rank_maps<4>(map, positions, static_cast<int>(k), ahead, ranks);
+    } else {
+      rank_maps<kStripes>(map, positions, static_cast<int>(k), ahead, ranks);
+    }
     write_ranks(ranks, maps, k, values, indices);
     unranked = ranks.unranked;
   }

@@ -1,7 +1,8 @@
 // Feature maps [N,C,H,W] of any strides as rows of float32 (float64 for float64) in index order y·W + x.
 #pragma once
 
-#include "kernels.h"
+#include "../common/tiles.h"
+#include "scratch.h"
 #include "vector.h"
 
 namespace fgvc_ext {
@@ -18,6 +19,23 @@ FGVC_INLINE Tile tile_at(const Layout4& layout, int64_t number) {
   const int64_t per_sample = (layout.channels + kTile - 1) / kTile;
   const int64_t channel = number % per_sample * kTile, left = layout.channels - channel;
   return {number / per_sample, channel, left < kTile ? left : kTile};
+}
+
+// Values of rows that are gathered together at most, where more than one row is: 1 MB.
+constexpr int64_t kGatheredValues = int64_t{1} << 18;
+
+// How many channels of a tile `tile_rows` is asked for at once: all, where it need not gather them.
+FGVC_INLINE int64_t channels_at_once(Dtype dtype, const Layout4& layout) {
+  if (rows_in_place(dtype, layout)) return kTile;
+  const int64_t fit = kGatheredValues / row_pitch(layout.positions());
+  return fit < 1 ? 1 : smaller(fit, smaller(kTile, layout.channels));
+}
+
+// Memory for the rows of `channels_at_once` channels; none where they are in place.
+template <class Value>
+FGVC_INLINE Value* take_rows(Scratch& scratch, Dtype dtype, const Layout4& layout) {
+  const int64_t rows = rows_in_place(dtype, layout) ? 0 : channels_at_once(dtype, layout);
+  return scratch.take<Value>(rows * row_pitch(layout.positions()));
 }
 
 // Interleaved channels (channels_last and the like): kLanes positions × kLanes channels at a time through registers.
@@ -58,8 +76,7 @@ static __attribute__((noinline)) void gather_strided(const T* base, const Layout
             to_float(base[channel * layout.stride[1] + y * layout.stride[2] + x * layout.stride[3]]);
 }
 
-// Rows of the tile's maps; `pitch` apart. In place where the memory already is that, else in `scratch`
-// (scratch_rows × row_pitch values).
+// Rows of the tile's maps, `pitch` apart: in place where the memory already is that, else gathered in `scratch`.
 template <class T, class Value>
 FGVC_INLINE const Value* tile_rows(const T* data, const Layout4& layout, const Tile& tile, Value* scratch,
                                    int64_t& pitch) {

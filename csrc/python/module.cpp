@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../common/philox.h"
-#include "../cpu/kernels.h"
+#include "../cpu/instruction_set.h"
 #include "build_facts.h"
 
 namespace py = pybind11;

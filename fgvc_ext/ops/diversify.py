@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import has_schemas, use_kernel
+from .._library import use_kernel
 from ..reference.diversify import hide_threshold
-from ._autograd import call_backward, dense_strides, refuse_second_backward
 from ._checks import check_int, check_probability, check_real, check_tensor, seed_tensor
+from ._operator import Operator, backward_operator, dense_strides
 
 OP = "diversify"
 
@@ -53,7 +53,7 @@ def diversify(
     if not use_kernel(maps):
         return reference.diversify(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha, seed=seed)
     peak, patch = hide_threshold(p_peak), hide_threshold(p_patch)
-    return _Diversify.apply(maps, seed, peak, patch, patch_size, alpha)
+    return _diversify(maps, seed, peak, patch, patch_size, alpha)[0]
 
 
 def suppression_mask(
@@ -81,7 +81,7 @@ def suppression_mask(
     maps = maps.detach()
     if not use_kernel(maps):
         return reference.suppression_mask(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, seed=seed)
-    return torch.ops.fgvc_ext.suppression_mask(maps, seed, hide_threshold(p_peak), hide_threshold(p_patch), patch_size)
+    return _suppression_mask(maps, seed, hide_threshold(p_peak), hide_threshold(p_patch), patch_size)
 
 
 def _checked(
@@ -114,24 +114,21 @@ def _fake_mask(maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: in
     return torch.empty_like(maps, dtype=torch.bool)
 
 
-class _Diversify(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, seed: Tensor, peak: int, patch: int, patch_size: int, alpha: float) -> Tensor:
-        scores, bits = torch.ops.fgvc_ext.diversify(maps, seed, peak, patch, patch_size, alpha)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(bits)
-            ctx.alpha, ctx.size, ctx.stride = alpha, maps.shape, dense_strides(maps)
-        return scores
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (bits,) = ctx.saved_tensors
-        backward = torch.ops.fgvc_ext.diversify_backward
-        return call_backward(backward, grad, bits, ctx.alpha, ctx.size, ctx.stride), None, None, None, None, None
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    maps, *_, alpha = inputs
+    _, bits = output
+    ctx.mark_non_differentiable(bits)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(bits)
+    ctx.alpha, ctx.size, ctx.stride = alpha, maps.shape, dense_strides(maps)
 
 
-if has_schemas():
-    torch.library.register_fake("fgvc_ext::diversify", _fake)
-    torch.library.register_fake("fgvc_ext::diversify_backward", _fake_backward)
-    refuse_second_backward(OP)
-    torch.library.register_fake("fgvc_ext::suppression_mask", _fake_mask)
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    (bits,) = ctx.saved_tensors
+    maps = None if grad is None else _diversify_backward(grad, bits, ctx.alpha, ctx.size, ctx.stride)
+    return maps, None, None, None, None, None
+
+
+_diversify = Operator(OP, _fake, _setup_context, _backward)
+_diversify_backward = backward_operator(OP, _fake_backward)
+_suppression_mask = Operator("suppression_mask", _fake_mask)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import has_schemas, use_kernel
-from ._autograd import call_backward, dense_strides, refuse_second_backward
+from .._library import use_kernel
 from ._checks import check_beside, check_int, check_tensor
+from ._operator import Operator, backward_operator, dense_strides, fold_samples, wants_gradient
 
 OP = "global_k_max_pool"
 LARGEST_INT16_MAP = 32768  # positions that an int16 index can name
@@ -54,8 +54,8 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
             )
     if not use_kernel(features):
         return reference.global_k_max_pool(features, k, weight)
-    keep_values = weight is not None and weight.requires_grad and torch.is_grad_enabled()
-    return _GlobalKMaxPool.apply(features, k, weight, keep_values, _needs_wide_indices(positions))
+    keep_values = weight is not None and wants_gradient(weight)
+    return _global_k_max_pool(features, k, weight, keep_values, _needs_wide_indices(positions))[0]
 
 
 def _needs_wide_indices(positions: int) -> bool:
@@ -63,26 +63,6 @@ def _needs_wide_indices(positions: int) -> bool:
         return positions > LARGEST_INT16_MAP
     # No guard on a symbolic size: a graph for many sizes has int32 indices, unless none of them needs it.
     return not torch.fx.experimental.symbolic_shapes.statically_known_true(positions <= LARGEST_INT16_MAP)
-
-
-class _GlobalKMaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, k: int, weight: Tensor | None, keep_values: bool, wide: bool) -> Tensor:
-        output, indices, values = torch.ops.fgvc_ext.global_k_max_pool(features, k, weight, keep_values, wide)
-        if ctx.needs_input_grad[0] or keep_values:
-            ctx.save_for_backward(indices, values if keep_values else None, weight)
-            ctx.size, ctx.stride = features.shape, dense_strides(features)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        indices, values, weight = ctx.saved_tensors
-        features_grad, _, weight_grad, *_ = ctx.needs_input_grad
-        features, weights = call_backward(
-            torch.ops.fgvc_ext.global_k_max_pool_backward,
-            grad, indices, values, weight, ctx.size, ctx.stride, features_grad, weight_grad,
-        )  # fmt: skip
-        return features if features_grad else None, None, weights if weight_grad else None, None, None
 
 
 def _fake(
@@ -113,7 +93,31 @@ def _fake_backward(
     return features, weights
 
 
-if has_schemas():
-    torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
-    torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
-    refuse_second_backward(OP)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    features, _, weight, keep_values, _ = inputs
+    _, indices, values = output
+    ctx.mark_non_differentiable(indices, values)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(indices, values if keep_values else None, weight)
+    ctx.size, ctx.stride = features.shape, dense_strides(features)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    indices, values, weight = ctx.saved_tensors
+    features_wanted, _, weight_wanted, *_ = ctx.needs_input_grad
+    if grad is None:
+        return None, None, None, None, None
+    features, weights = _global_k_max_pool_backward(
+        grad, indices, values, weight, ctx.size, ctx.stride, features_wanted, weight_wanted
+    )
+    return features if features_wanted else None, None, weights if weight_wanted else None, None, None
+
+
+def _weight_needs_no_gradient(*arguments: Any) -> bool:
+    return not arguments[-1]
+
+
+_global_k_max_pool = Operator(OP, _fake, _setup_context, _backward, vmap=fold_samples(OP, (0,)))
+_global_k_max_pool_backward = backward_operator(
+    OP, _fake_backward, vmap=fold_samples(f"{OP}_backward", (0, 1, 2), folds=_weight_needs_no_gradient)
+)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import check_labels, has_schemas, use_kernel
-from ._autograd import call_backward, refuse_second_backward
+from .._library import check_labels, use_kernel
 from ._checks import check_device, check_int, check_tensor
+from ._operator import Operator, backward_operator
 
 OP = "gradient_boosting_cross_entropy"
 REDUCTIONS = ("none", "mean", "sum")  # their numbers in the operator's schema
@@ -63,7 +63,7 @@ def gradient_boosting_cross_entropy(
         return reference.gradient_boosting_cross_entropy(
             scores, target, k=k, reduction=reduction, ignore_index=ignore_index
         )
-    return _GradientBoosting.apply(scores, target, k, REDUCTIONS.index(reduction), ignore_index)
+    return _gradient_boosting(scores, target, k, REDUCTIONS.index(reduction), ignore_index)[0]
 
 
 def _look_at_labels(target: Tensor, classes: int, ignore_index: int) -> None:
@@ -87,22 +87,18 @@ def _fake_backward(grad: Tensor, scores: Tensor, target: Tensor, rows: Tensor) -
     return torch.empty_like(scores)
 
 
-class _GradientBoosting(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int) -> Tensor:
-        function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy
-        loss, rows = function(scores, target, k, reduction, ignore_index)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(scores, target, rows)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        function = torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward
-        return call_backward(function, grad, *ctx.saved_tensors), None, None, None, None
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    scores, target, *_ = inputs
+    _, rows = output
+    ctx.mark_non_differentiable(rows)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(scores, target, rows)
 
 
-if has_schemas():
-    torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
-    torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
-    refuse_second_backward(OP)
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    scores = None if grad is None else _gradient_boosting_backward(grad, *ctx.saved_tensors)
+    return scores, None, None, None, None
+
+
+_gradient_boosting = Operator(OP, _fake, _setup_context, _backward)
+_gradient_boosting_backward = backward_operator(OP, _fake_backward)
