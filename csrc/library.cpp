@@ -26,4 +26,25 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
       "gradient_boosting_cross_entropy(Tensor scores, Tensor target, SymInt k, int reduction, int ignore_index) "
       "-> (Tensor, Tensor)");
   m.def("gradient_boosting_cross_entropy_backward(Tensor grad, Tensor scores, Tensor target, Tensor rows) -> Tensor");
+
+  // Spatial attention map (knowledge transfer, eq. 1) -> map [N,H,W]
+  m.def("spatial_attention_map(Tensor features) -> Tensor");
+  m.def("spatial_attention_map_backward(Tensor grad, Tensor features) -> Tensor");
+
+  // Orthogonal loss (knowledge transfer, eq. 2–5) -> loss, and its gradient [1,N,H,W] to the student's map
+  m.def("orthogonal_loss(Tensor student_map, Tensor teacher_maps) -> (Tensor, Tensor)");
+  m.def("orthogonal_loss_backward(Tensor grad, Tensor gradients, ScalarType dtype) -> Tensor");
+
+  // Class-mean embedding loss (ELoPE, eq. 5–12) -> within, between, batch_means, and [2,N,E]: the gradients of both losses
+  m.def(
+      "class_mean_loss(Tensor embeddings, Tensor labels, Tensor class_means, float alpha, float margin, float gamma, "
+      "bool normalize) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "class_mean_loss_backward(Tensor grad_within, Tensor grad_between, Tensor gradients, ScalarType dtype) "
+      "-> Tensor");
+
+  // Boxes around the hot part of heat maps (ELoPE, section 5) -> [N,4] x1, y1, x2, y2
+  m.def(
+      "heatmap_to_boxes(Tensor heatmaps, float threshold, SymInt image_height, SymInt image_width, float min_size) "
+      "-> Tensor");
 }

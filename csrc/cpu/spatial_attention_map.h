@@ -1,0 +1,282 @@
+// Spatial attention map, knowledge transfer eq. 1: M = mean_c(g_c · F_c) with g_c = mean_p F_c(p).
+//
+// A task takes the channels of one group of one sample. Their means are found while they are read from memory; the
+// second look, which weighs them, finds them in the cache. Backward needs two numbers per channel, g_c and
+// Σ_q dM(q) F_c(q), for which it reads the features once; what it writes follows from them and from dM.
+#pragma once
+
+#include "../common/spatial_attention_map.h"
+#include "maps.h"
+#include "rows.h"
+
+namespace fgvc_ext::FGVC_ISA {
+
+// The channels of one group of one sample.
+template <class Op>
+FGVC_INLINE Tile group_at(const Op& op, int64_t number) {
+  const int64_t sample = number / op.groups, channel = (number - sample * op.groups) * op.channels_per_group;
+  return {sample, channel, smaller(op.channels_per_group, op.layout.channels - channel)};
+}
+
+// Rows that are looked at twice must still be in the first-level cache the second time.
+FGVC_INLINE int64_t rows_at_once(Dtype dtype, const Layout4& layout) {
+  const int64_t fit = 8192 / row_pitch(layout.positions());
+  return fit < 1 ? 1 : smaller(fit, channels_at_once(dtype, layout));
+}
+
+template <class T>
+FGVC_INLINE void widen_row(const T* from, int64_t size, Accumulation<T>* to) {
+  for (int64_t i = 0; i < size; ++i) to[i] = to_float(from[i]);
+}
+
+// Whether the vectors below can hold the channels of a position.
+template <class T>
+FGVC_INLINE bool takes_interleaved(const Layout4& layout) {
+  return sizeof(T) <= 4 && layout.channels_are_contiguous() && !layout.map_is_contiguous();
+}
+
+// --- maps in rows ---
+
+// sums[p] += Σ_c gains[c] · rows[c][p]
+static __attribute__((noinline)) void add_weighted_rows(const float* rows, int64_t pitch, int64_t count,
+                                                        int64_t positions, const float* gains, float* sums) {
+  int64_t i = 0;
+  for (; i + kLanes <= positions; i += kLanes) {
+    Floats even = {}, odd = {};
+    int64_t row = 0;
+    for (; row + 2 <= count; row += 2) {
+      even += gains[row] * load(rows + row * pitch + i);
+      odd += gains[row + 1] * load(rows + (row + 1) * pitch + i);
+    }
+    if (row < count) even += gains[row] * load(rows + row * pitch + i);
+    store(sums + i, load(sums + i) + (even + odd));
+  }
+  for (; i < positions; ++i) {
+    float total = 0;
+    for (int64_t row = 0; row < count; ++row) total += gains[row] * rows[row * pitch + i];
+    sums[i] += total;
+  }
+}
+FGVC_INLINE void add_weighted_rows(const double* rows, int64_t pitch, int64_t count, int64_t positions,
+                                   const double* gains, double* sums) {
+  for (int64_t row = 0; row < count; ++row)
+    for (int64_t i = 0; i < positions; ++i) sums[i] += gains[row] * rows[row * pitch + i];
+}
+
+template <class T>
+FGVC_INLINE void weigh_rows(const SpatialAttentionMap& op, const Tile& group, Accumulation<T>* gathered,
+                            Accumulation<T>* sums) {
+  using Value = Accumulation<T>;
+  const int64_t positions = op.layout.positions(), at_once = rows_at_once(op.dtype, op.layout);
+  for (int64_t i = 0; i < positions; ++i) sums[i] = 0;
+  for (int64_t done = 0; done < group.channels; done += at_once) {
+    const Tile tile{group.sample, group.channel + done, smaller(at_once, group.channels - done)};
+    int64_t pitch;
+    const Value* rows = tile_rows(static_cast<const T*>(op.features), op.layout, tile, gathered, pitch);
+    Value gains[kTile];
+    for (int64_t row = 0; row < tile.channels; ++row)
+      gains[row] = row_sum(rows + row * pitch, positions) / static_cast<Value>(positions);
+    add_weighted_rows(rows, pitch, tile.channels, positions, gains, sums);
+  }
+}
+
+// --- interleaved channels: one channel per lane ---
+
+constexpr int kVectorsAtOnce = 8;  // of neighbouring channels
+
+template <class T>
+FGVC_INLINE Floats load_channels(const T* from, int64_t count) {
+  return count >= kLanes ? load(from) : load_partial(from, count < 0 ? 0 : count, 0.f);
+}
+
+// Calls take(position, vectors) for every position of up to kVectorsAtOnce vectors of channels.
+template <class T, class Take>
+FGVC_INLINE void for_each_position(const Layout4& layout, const T* base, int64_t channels, Take take) {
+  for (int64_t y = 0, position = 0; y < layout.height; ++y)
+    for (int64_t x = 0; x < layout.width; ++x, ++position) {
+      const T* from = base + y * layout.stride[2] + x * layout.stride[3];
+      Floats values[kVectorsAtOnce];
+      if (channels == kVectorsAtOnce * kLanes) {
+        for (int v = 0; v < kVectorsAtOnce; ++v) values[v] = load(from + v * kLanes);
+      } else {
+        for (int v = 0; v < kVectorsAtOnce; ++v) values[v] = load_channels(from + v * kLanes, channels - v * kLanes);
+      }
+      take(position, values);
+    }
+}
+
+// Σ_p F_c(p) and, where `weights` is given, Σ_p weights[p] F_c(p): a lane per channel, added up in blocks of positions.
+template <class T>
+FGVC_INLINE void sum_channels(const Layout4& layout, const T* base, int64_t channels, const float* weights,
+                              Floats sums[kVectorsAtOnce], Floats weighted[kVectorsAtOnce]) {
+  constexpr int64_t kBlock = 64;
+  Floats block[kVectorsAtOnce] = {}, weighted_block[kVectorsAtOnce] = {};
+  for (int v = 0; v < kVectorsAtOnce; ++v) sums[v] = weighted[v] = Floats{};
+  const auto close = [&] {
+    for (int v = 0; v < kVectorsAtOnce; ++v) {
+      sums[v] += block[v];
+      weighted[v] += weighted_block[v];
+      block[v] = weighted_block[v] = Floats{};
+    }
+  };
+  for_each_position(layout, base, channels, [&](int64_t position, const Floats values[kVectorsAtOnce]) {
+    if (position % kBlock == 0) close();
+    for (int v = 0; v < kVectorsAtOnce; ++v) {
+      block[v] += values[v];
+      if (weights) weighted_block[v] += weights[position] * values[v];
+    }
+  });
+  close();
+}
+
+template <class T>
+static __attribute__((noinline)) void weigh_interleaved(const SpatialAttentionMap& op, const Tile& group, float* sums) {
+  const Layout4& layout = op.layout;
+  for (int64_t i = 0; i < layout.positions(); ++i) sums[i] = 0;
+  for (int64_t done = 0; done < group.channels; done += kVectorsAtOnce * kLanes) {
+    const T* base = static_cast<const T*>(op.features) + layout.offset(group.sample, group.channel + done);
+    const int64_t channels = smaller(kVectorsAtOnce * kLanes, group.channels - done);
+    Floats gains[kVectorsAtOnce], unused[kVectorsAtOnce];
+    sum_channels<T>(layout, base, channels, nullptr, gains, unused);
+    for (int v = 0; v < kVectorsAtOnce; ++v) gains[v] /= static_cast<float>(layout.positions());
+    for_each_position(layout, base, channels, [&](int64_t position, const Floats values[kVectorsAtOnce]) {
+      Floats total = gains[0] * values[0];
+      for (int v = 1; v < kVectorsAtOnce; ++v) total += gains[v] * values[v];
+      sums[position] += sum(total);
+    });
+  }
+}
+
+// --- forward ---
+
+template <class T>
+FGVC_INLINE void attention_groups(const SpatialAttentionMap& op, int64_t begin, int64_t end, Scratch& scratch) {
+  using Value = Accumulation<T>;
+  auto* gathered = take_rows<Value>(scratch, op.dtype, op.layout);
+  for (int64_t number = begin; number < end; ++number) {
+    const Tile group = group_at(op, number);
+    Value* sums = static_cast<Value*>(op.sums) + number * op.layout.positions();
+    if constexpr (sizeof(T) <= 4) {
+      if (takes_interleaved<T>(op.layout)) {
+        weigh_interleaved<T>(op, group, sums);
+        continue;
+      }
+    }
+    weigh_rows<T>(op, group, gathered, sums);
+  }
+}
+
+// The sum over the groups, in their order, divided by C.
+template <class T>
+FGVC_INLINE void attention_totals(const SpatialAttentionMap& op, int64_t begin, int64_t end) {
+  using Value = Accumulation<T>;
+  const int64_t positions = op.layout.positions();
+  for (int64_t sample = begin; sample < end; ++sample) {
+    const Value* sums = static_cast<const Value*>(op.sums) + sample * op.groups * positions;
+    T* map = static_cast<T*>(op.map) + sample * positions;
+    for (int64_t i = 0; i < positions; ++i) {
+      Value total = sums[i];
+      for (int64_t group = 1; group < op.groups; ++group) total += sums[group * positions + i];
+      map[i] = from_float<T>(total / static_cast<Value>(op.layout.channels));
+    }
+  }
+}
+
+// --- backward: dF_c(p) = slope[c] · dM(p) + offset[c] ---
+
+template <class T>
+FGVC_INLINE void slopes_of_rows(const SpatialAttentionMapBackward& op, const Tile& group, const Accumulation<T>* grad,
+                                Accumulation<T>* gathered, Accumulation<T>* slope, Accumulation<T>* offset) {
+  using Value = Accumulation<T>;
+  const int64_t positions = op.layout.positions(), at_once = rows_at_once(op.dtype, op.layout);
+  for (int64_t done = 0; done < group.channels; done += at_once) {
+    const Tile tile{group.sample, group.channel + done, smaller(at_once, group.channels - done)};
+    int64_t pitch;
+    const Value* rows = tile_rows(static_cast<const T*>(op.features), op.layout, tile, gathered, pitch);
+    for (int64_t row = 0; row < tile.channels; ++row) {
+      slope[done + row] = row_sum(rows + row * pitch, positions);
+      offset[done + row] = row_dot(rows + row * pitch, grad, positions);
+    }
+  }
+}
+
+template <class T>
+static __attribute__((noinline)) void slopes_of_interleaved(const SpatialAttentionMapBackward& op, const Tile& group,
+                                                            const float* grad, float* slope, float* offset) {
+  for (int64_t done = 0; done < group.channels; done += kVectorsAtOnce * kLanes) {
+    const T* base = static_cast<const T*>(op.features) + op.layout.offset(group.sample, group.channel + done);
+    Floats sums[kVectorsAtOnce], weighted[kVectorsAtOnce];
+    sum_channels<T>(op.layout, base, smaller(kVectorsAtOnce * kLanes, group.channels - done), grad, sums, weighted);
+    std::memcpy(slope + done, sums, sizeof(sums));
+    std::memcpy(offset + done, weighted, sizeof(weighted));
+  }
+}
+
+template <class T>
+FGVC_INLINE void write_row(Accumulation<T> slope, Accumulation<T> offset, const Accumulation<T>* grad,
+                           int64_t positions, T* to) {
+  for (int64_t i = 0; i < positions; ++i) to[i] = from_float<T>(slope * grad[i] + offset);
+}
+
+template <class T>
+FGVC_INLINE void write_gradient(const SpatialAttentionMapBackward& op, const Tile& group, const Accumulation<T>* grad,
+                                const Accumulation<T>* slope, const Accumulation<T>* offset) {
+  const Layout4& layout = op.grad_layout;
+  T* base = static_cast<T*>(op.grad_features) + layout.offset(group.sample, group.channel);
+  if (layout.map_is_contiguous()) {
+    for (int64_t c = 0; c < group.channels; ++c)
+      write_row<T>(slope[c], offset[c], grad, layout.positions(), base + c * layout.stride[1]);
+    return;
+  }
+  for (int64_t y = 0, position = 0; y < layout.height; ++y)
+    for (int64_t x = 0; x < layout.width; ++x, ++position) {
+      T* at = base + y * layout.stride[2] + x * layout.stride[3];
+      const Accumulation<T> g = grad[position];
+      if (layout.channels_are_contiguous()) {
+        for (int64_t c = 0; c < group.channels; ++c) at[c] = from_float<T>(slope[c] * g + offset[c]);
+      } else {
+        for (int64_t c = 0; c < group.channels; ++c) at[c * layout.stride[1]] = from_float<T>(slope[c] * g + offset[c]);
+      }
+    }
+}
+
+template <class T>
+FGVC_INLINE void attention_gradients(const SpatialAttentionMapBackward& op, int64_t begin, int64_t end,
+                                     Scratch& scratch) {
+  using Value = Accumulation<T>;
+  const int64_t positions = op.layout.positions(), channels = op.channels_per_group;
+  auto* gathered = take_rows<Value>(scratch, op.dtype, op.layout);
+  auto* grad = scratch.take<Value>(row_pitch(positions));
+  auto* slope = scratch.take<Value>(channels + kVectorsAtOnce * kLanes);
+  auto* offset = scratch.take<Value>(channels + kVectorsAtOnce * kLanes);
+  int64_t sample = -1;
+  for (int64_t number = begin; number < end; ++number) {
+    const Tile group = group_at(op, number);
+    if (group.sample != sample) {
+      sample = group.sample;
+      widen_row(static_cast<const T*>(op.grad) + sample * positions, positions, grad);
+    }
+    bool done = false;
+    if constexpr (sizeof(T) <= 4) {
+      done = takes_interleaved<T>(op.layout);
+      if (done) slopes_of_interleaved<T>(op, group, grad, slope, offset);
+    }
+    if (!done) slopes_of_rows<T>(op, group, grad, gathered, slope, offset);
+    const Value share = 1 / static_cast<Value>(op.layout.channels) / static_cast<Value>(positions);
+    for (int64_t c = 0; c < group.channels; ++c) slope[c] *= share, offset[c] *= share;
+    write_gradient<T>(op, group, grad, slope, offset);
+  }
+}
+
+void spatial_attention_map(const SpatialAttentionMap& op, int64_t begin, int64_t end, Scratch& scratch) {
+  FGVC_SWITCH_DTYPE(op.dtype, attention_groups<T>(op, begin, end, scratch));
+}
+void spatial_attention_map_total(const SpatialAttentionMap& op, int64_t begin, int64_t end, Scratch&) {
+  FGVC_SWITCH_DTYPE(op.dtype, attention_totals<T>(op, begin, end));
+}
+void spatial_attention_map_backward(const SpatialAttentionMapBackward& op, int64_t begin, int64_t end,
+                                    Scratch& scratch) {
+  FGVC_SWITCH_DTYPE(op.dtype, attention_gradients<T>(op, begin, end, scratch));
+}
+
+}  // namespace fgvc_ext::FGVC_ISA
