@@ -9,9 +9,10 @@ from .. import reference
 from .._library import has_schemas, use_kernel
 from ..reference.diversify import hide_threshold
 from ._autograd import call_backward, dense_strides, refuse_second_backward
-from ._checks import check_int, check_probability, check_real, check_tensor, seed_tensor
+from ._checks import check_finite, check_int, check_positions, check_probability, check_tensor, seed_tensor
 
 OP = "diversify"
+MASK = "suppression_mask"
 
 
 def diversify(
@@ -29,11 +30,11 @@ def diversify(
     :func:`suppression_mask` describes which positions are suppressed.
 
     Args:
-        maps: [N,C,H,W], float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
+        maps: [N,C,H,W], H·W < 2³¹; float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
         p_peak: probability that a map's peaks are hidden (eq. 2). The paper gives no number: 0.5 is our choice.
         p_patch: probability that a patch is hidden (eq. 4). Likewise.
         patch_size: side G of the patches in positions; at the right and bottom edge they may be smaller. Likewise 3.
-        alpha: factor of the suppressed positions (eq. 7). The paper uses 0.1.
+        alpha: factor of the suppressed positions (eq. 7), finite in the dtype of the sums. The paper uses 0.1.
         seed: None (drawn from torch's generator of the device), an int, or int64 [] or [N] on the device of ``maps``.
 
     Returns:
@@ -49,7 +50,7 @@ def diversify(
         TypeError, ValueError: an argument of another dtype, shape, device or range.
     """
     seed = _checked(OP, maps, p_peak, p_patch, patch_size, seed)
-    check_real(OP, "alpha", alpha, lambda value: True, "finite")
+    check_finite(OP, "alpha", alpha, maps)
     if not use_kernel(maps):
         return reference.diversify(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha, seed=seed)
     peak, patch = hide_threshold(p_peak), hide_threshold(p_patch)
@@ -76,8 +77,7 @@ def suppression_mask(
 
     Arguments and errors: as :func:`diversify`. No gradient.
     """
-    op = "suppression_mask"
-    seed = _checked(op, maps, p_peak, p_patch, patch_size, seed)
+    seed = _checked(MASK, maps, p_peak, p_patch, patch_size, seed)
     maps = maps.detach()
     if not use_kernel(maps):
         return reference.suppression_mask(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, seed=seed)
@@ -88,7 +88,7 @@ def _checked(
     op: str, maps: Tensor, p_peak: float, p_patch: float, patch_size: int, seed: int | Tensor | None
 ) -> Tensor:
     check_tensor(op, "maps", maps, "[N,C,H,W]")
-    if maps.shape[2] == 0 or maps.shape[3] == 0:
+    if check_positions(op, "maps", maps) == 0:
         raise ValueError(f"{op}: maps must have H and W of at least 1, got {list(maps.shape)}")
     check_probability(op, "p_peak", p_peak)
     check_probability(op, "p_patch", p_patch)
@@ -131,7 +131,7 @@ class _Diversify(torch.autograd.Function):
 
 
 if has_schemas():
-    torch.library.register_fake("fgvc_ext::diversify", _fake)
-    torch.library.register_fake("fgvc_ext::diversify_backward", _fake_backward)
+    torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
+    torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
     refuse_second_backward(OP)
-    torch.library.register_fake("fgvc_ext::suppression_mask", _fake_mask)
+    torch.library.register_fake(f"fgvc_ext::{MASK}", _fake_mask)

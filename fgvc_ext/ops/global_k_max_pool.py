@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._library import has_schemas, use_kernel
 from ._autograd import call_backward, dense_strides, refuse_second_backward
-from ._checks import check_beside, check_int, check_tensor
+from ._checks import check_beside, check_int, check_positions, check_tensor
 
 OP = "global_k_max_pool"
 LARGEST_INT16_MAP = 32768  # positions that an int16 index can name
@@ -21,7 +21,7 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
     weights are 1. k = 1 is max pooling, k = H·W average pooling. ELoPE (Hanselmann and Ney, 2020), eq. 2–4.
 
     Args:
-        features: [N,C,H,W], float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
+        features: [N,C,H,W], H·W < 2³¹; float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
         k: how many values, 1 ≤ k ≤ H·W. The paper uses 4.
         weight: [k], dtype of ``features`` or float32, one weight a rank (largest first).
 
@@ -41,7 +41,7 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
     """
     check_tensor(OP, "features", features, "[N,C,H,W]")
     check_int(OP, "k", k, least=1)
-    positions = features.shape[2] * features.shape[3]
+    positions = check_positions(OP, "features", features)
     if k > positions:
         height, width = features.shape[2:]
         raise ValueError(f"{OP}: k must be at most H*W = {height}*{width} = {positions}, got {k}")
