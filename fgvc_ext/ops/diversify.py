@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import has_schemas, use_kernel
+from .._library import has_schema, use_kernel
 from ..reference.diversify import hide_threshold
 from ._autograd import call_backward, dense_strides, refuse_second_backward
 from ._checks import check_finite, check_int, check_positions, check_probability, check_tensor, seed_tensor
@@ -51,7 +51,7 @@ def diversify(
     """
     seed = _checked(OP, maps, p_peak, p_patch, patch_size, seed)
     check_finite(OP, "alpha", alpha, maps)
-    if not use_kernel(maps):
+    if not use_kernel(OP, maps):
         return reference.diversify(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha, seed=seed)
     peak, patch = hide_threshold(p_peak), hide_threshold(p_patch)
     return _Diversify.apply(maps, seed, peak, patch, patch_size, alpha)
@@ -79,7 +79,7 @@ def suppression_mask(
     """
     seed = _checked(MASK, maps, p_peak, p_patch, patch_size, seed)
     maps = maps.detach()
-    if not use_kernel(maps):
+    if not use_kernel(MASK, maps):
         return reference.suppression_mask(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, seed=seed)
     return torch.ops.fgvc_ext.suppression_mask(maps, seed, hide_threshold(p_peak), hide_threshold(p_patch), patch_size)
 
@@ -130,8 +130,9 @@ class _Diversify(torch.autograd.Function):
         return call_backward(backward, grad, bits, ctx.alpha, ctx.size, ctx.stride), None, None, None, None, None
 
 
-if has_schemas():
+if has_schema(OP):
     torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
     torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
     refuse_second_backward(OP)
+if has_schema(MASK):
     torch.library.register_fake(f"fgvc_ext::{MASK}", _fake_mask)

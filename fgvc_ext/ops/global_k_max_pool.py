@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import has_schemas, use_kernel
+from .._library import has_schema, use_kernel
 from ._autograd import call_backward, dense_strides, refuse_second_backward
 from ._checks import check_beside, check_int, check_positions, check_tensor
 
@@ -52,7 +52,7 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
             raise ValueError(
                 f"{OP}: weight must have shape [{k}], one weight for each of the k values, got {list(weight.shape)}"
             )
-    if not use_kernel(features):
+    if not use_kernel(OP, features):
         return reference.global_k_max_pool(features, k, weight)
     keep_values = weight is not None and weight.requires_grad and torch.is_grad_enabled()
     return _GlobalKMaxPool.apply(features, k, weight, keep_values, _needs_wide_indices(positions))
@@ -113,7 +113,7 @@ def _fake_backward(
     return features, weights
 
 
-if has_schemas():
+if has_schema(OP):
     torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
     torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
     refuse_second_backward(OP)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import check_labels, has_schemas, use_kernel
+from .._library import check_labels, has_schema, use_kernel
 from ._autograd import call_backward, refuse_second_backward
 from ._checks import check_device, check_int, check_tensor
 
@@ -59,7 +59,7 @@ def gradient_boosting_cross_entropy(
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if check_labels() and not scores.is_cpu and not torch.compiler.is_compiling():
         _look_at_labels(target, classes, ignore_index)
-    if not use_kernel(scores):
+    if not use_kernel(OP, scores):
         return reference.gradient_boosting_cross_entropy(
             scores, target, k=k, reduction=reduction, ignore_index=ignore_index
         )
@@ -102,7 +102,7 @@ class _GradientBoosting(torch.autograd.Function):
         return call_backward(function, grad, *ctx.saved_tensors), None, None, None, None
 
 
-if has_schemas():
+if has_schema(OP):
     torch.library.register_fake(f"fgvc_ext::{OP}", _fake)
     torch.library.register_fake(f"fgvc_ext::{OP}_backward", _fake_backward)
     refuse_second_backward(OP)
