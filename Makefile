@@ -23,12 +23,12 @@ $(VENV)/environment: pyproject.toml
 
 # The build for use: CUDA only where there is a GPU. The build for tests: with CUDA where it compiles, and the emulation.
 $(VENV)/built: $(VENV)/environment $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" FGVC_EXT_CUDA=$(if $(filter 1,$(GPU)),,0) $(BIN)/python setup.py develop
+	FGVC_EXT_CUDA=$(if $(filter 1,$(GPU)),,0) $(BIN)/python setup.py develop
 	touch $@
 
 $(VENV)/built-for-tests: $(VENV)/environment $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist pytest-timeout hypothesis build
-	PATH="$(abspath $(BIN)):$$PATH" FGVC_EXT_CMAKE_ARGS="-DFGVC_EXT_EMULATION=ON" $(BIN)/python setup.py develop
+	FGVC_EXT_CMAKE_ARGS="-DFGVC_EXT_EMULATION=ON" $(BIN)/python setup.py develop
 	touch $@ $(VENV)/built
 
 demo: $(VENV)/built

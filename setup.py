@@ -5,7 +5,9 @@ Environment:
     FGVC_EXT_CUDA=0|1        without or with the CUDA library (default: where nvcc and a CUDA torch are found)
     TORCH_CUDA_ARCH_LIST     as for torch, e.g. "8.0;9.0+PTX" or "Ampere Hopper" (default: see cmake/CudaLibrary.cmake)
     FGVC_EXT_CMAKE_ARGS      further arguments of CMake, e.g. "-DFGVC_EXT_EMULATION=ON"
-    MAX_JOBS                 parallel compilations
+    MAX_JOBS                 parallel compilations (default: as many as there are processors)
+
+CMake and Ninja are those beside the interpreter (pip install cmake ninja), or else those on PATH.
 """
 
 import os
@@ -14,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +27,28 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 if int(setuptools.__version__.split(".")[0]) < 80:
     sys.exit(f"fgvc_ext is built by setuptools >= 80, found {setuptools.__version__}: pip install --upgrade setuptools")
+OLDEST_CMAKE = (3, 22)  # as in CMakeLists.txt and pyproject.toml
 BUILD_WANTED = os.environ.get("FGVC_EXT_BUILD", "1") != "0"
+
+
+def find_program(name: str) -> str | None:
+    """Beside the interpreter first: PATH does not know a virtual environment that is not activated."""
+    beside = [str(Path(sys.executable).parent), sysconfig.get_path("scripts")]
+    return shutil.which(name, path=os.pathsep.join(beside)) or shutil.which(name)
+
+
+def find_cmake() -> str:
+    command = find_program("cmake")
+    if command is None:
+        sys.exit("fgvc_ext is built by CMake, which was not found: pip install cmake ninja")
+    answer = subprocess.run([command, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    version = re.search(r"cmake version (\d+)\.(\d+)\S*", answer.stdout)
+    oldest = ".".join(map(str, OLDEST_CMAKE))
+    if answer.returncode or version is None:
+        sys.exit(f"fgvc_ext: {command} does not run: {answer.stdout.strip()}: pip install 'cmake>={oldest}' ninja")
+    if (int(version[1]), int(version[2])) < OLDEST_CMAKE:
+        sys.exit(f"fgvc_ext needs CMake >= {oldest}, {command} is {version[0]}: pip install 'cmake>={oldest}' ninja")
+    return command
 
 
 def cuda_wanted() -> bool:
@@ -103,6 +127,11 @@ def visible_architectures() -> str:
     return ";".join(f"{major}.{minor}" for major, minor in found) + "+PTX"
 
 
+def run(*command: str) -> None:
+    if subprocess.run(command).returncode:
+        sys.exit(f"fgvc_ext: the build stopped at: {shlex.join(command)}")
+
+
 class CMakeBuild(build_ext):
     """Configures and builds with CMake, and installs the libraries into the package."""
 
@@ -134,24 +163,19 @@ class CMakeBuild(build_ext):
         ]
         if cuda:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc_path()}")
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        ninja = find_program("ninja")
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         build.mkdir(parents=True, exist_ok=True)
-        self.cmake("-S", str(ROOT), "-B", str(build), *generator, *arguments)
-        self.cmake("--build", str(build), "--parallel", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1))
-        self.cmake("--install", str(build), "--prefix", str(package))
+        cmake = find_cmake()
+        run(cmake, "-S", str(ROOT), "-B", str(build), *generator, *arguments)
+        run(cmake, "--build", str(build), "--parallel", jobs)
+        run(cmake, "--install", str(build), "--prefix", str(package))
         installed = {Path(line) for line in (build / "install_manifest.txt").read_text().splitlines()}
         for stale in {*(package / "fgvc_ext" / "lib").glob("*.so")} - installed:  # of a build that made more
             stale.unlink()
         if in_place:
             shutil.copy(build / "compile_commands.json", ROOT / "compile_commands.json")
-
-    @staticmethod
-    def cmake(*arguments: str) -> None:
-        command = shutil.which("cmake")
-        if command is None:
-            sys.exit("fgvc_ext is built by CMake, which was not found: pip install cmake ninja")
-        if subprocess.run([command, *arguments]).returncode:
-            sys.exit(f"fgvc_ext: the build stopped at: cmake {' '.join(arguments)}")
 
     def get_outputs(self) -> list[str]:
         library = Path(self.build_lib) / "fgvc_ext"

@@ -21,55 +21,78 @@ from ._version import __version__
 FOLDER = Path(__file__).parent / "lib"
 _HOW_TO_BUILD = "build it with `python setup.py develop` (or `pip install --no-build-isolation .`) in the source folder"
 
-_errors: dict[str, str] = {}
-_kernels = {"cpu": False, "cuda": False}  # device type -> its kernels are registered
+_errors: dict[str, str] = {}  # "cpu", "cuda" or "_C" -> why it is not loaded
+_cpu_kernels: set[str] = set()  # the operators of torch.ops.fgvc_ext that have a kernel on the CPU
+_cuda_kernels: set[str] = set()
+_kernels = {"cpu": _cpu_kernels, "cuda": _cuda_kernels}  # by device type
 _module: ModuleType | None = None  # fgvc_ext._C
-_reference_asked = os.environ.get("FGVC_EXT_BACKEND", "") == "reference"
+_backend = os.environ.get("FGVC_EXT_BACKEND", "")
+_compiled_asked = _backend == "compiled"
+_reference_asked = _backend == "reference"
 _labels_checked = os.environ.get("FGVC_EXT_CHECK", "") == "1"
-_warned: set[str] = set()  # device types
+_warned: set[str] = set()  # messages
 
 
 def _load() -> None:
+    """Loads the CPU library, which holds the schemas, then ``_C``, which links it, then the CUDA library.
+
+    What is missing or broken is no error here: `_errors` keeps the reason. Only a wrong setting raises.
+    """
     global _module
-    backend = os.environ.get("FGVC_EXT_BACKEND", "")
-    if backend not in ("", "compiled", "reference"):
-        raise ValueError(f"FGVC_EXT_BACKEND must be 'compiled' or 'reference', got {backend!r}")
-    _kernels["cpu"] = _load_library("cpu")
-    if not _kernels["cpu"]:
+    if _backend not in ("", "compiled", "reference"):
+        raise ValueError(f"FGVC_EXT_BACKEND must be 'compiled' or 'reference', got {_backend!r}")
+    try:
+        _load_library("cpu")
+    except OSError as error:
+        _errors["cpu"] = f"{error}; {_HOW_TO_BUILD}"
+        _errors["_C"] = "needs the CPU library"
         _errors["cuda"] = "needs the CPU library, which holds the schemas"
         return
-    _module = _load_module()
-    _kernels["cuda"] = _cuda_matches() and _load_library("cuda")
+    try:
+        _module = _import_module()
+    except (ImportError, OSError) as error:
+        _errors["_C"] = f"{error}; {_HOW_TO_BUILD}"
+    _check_instruction_set()
+    mismatch = _cuda_mismatch()
+    if mismatch:
+        _errors["cuda"] = mismatch
+        return
+    try:
+        _load_library("cuda")
+    except OSError as error:
+        _errors["cuda"] = f"{error}; {_HOW_TO_BUILD}"
 
 
-def _load_library(device: str) -> bool:
+def _load_library(device: str) -> None:
+    """Loads the device's library and notes which operators it has kernels for. Raises OSError where it is unusable."""
     path = FOLDER / f"libfgvc_ext_{device}.so"
     if not path.exists():
-        _errors[device] = f"not built ({path.name} is missing); {_HOW_TO_BUILD}"
-        return False
+        raise OSError(f"not built ({path.name} is missing)")
     try:
         _refuse_truncated(path)
         torch.ops.load_library(str(path))
     except OSError as error:
         cause = error.__cause__ or error  # torch wraps what the loader says
-        _errors[device] = f"{path.name} does not load under torch {torch.__version__}: {cause}; {_HOW_TO_BUILD}"
-        return False
-    missing = [operator for operator in _operators() if not _has_kernel(operator, device)]
-    if missing:
-        what = f"has no kernel for {', '.join(missing)}"
-        _errors[device] = f"{path.name} is not of this version of fgvc_ext: it {what}; {_HOW_TO_BUILD}"
-    return not missing
+        raise OSError(f"{path.name} does not load under torch {torch.__version__}: {cause}") from error
+    kernels = _registered_kernels(device)
+    if not kernels:
+        raise OSError(f"{path.name} is not of this version of fgvc_ext: it has no kernel for any operator")
+    _kernels[device].update(kernels)
 
 
-def _load_module() -> ModuleType | None:
-    try:
-        found = importlib.util.find_spec("._C", __package__)
-        if found is not None and found.origin is not None:
-            _refuse_truncated(Path(found.origin))
-        return importlib.import_module("._C", __package__)
-    except (ImportError, OSError) as error:
-        _errors["_C"] = f"{error}; {_HOW_TO_BUILD}"
-        return None
+def _registered_kernels(device: str) -> set[str]:
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fgvc_ext::")]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    with_kernel = {name.removeprefix("fgvc_ext::") for name in names if has_kernel(name, device.upper())}
+    # A CUDA library of another build may have kernels whose schema the CPU library does not know.
+    return {operator for operator in with_kernel if hasattr(torch.ops.fgvc_ext, operator)}
+
+
+def _import_module() -> ModuleType:
+    found = importlib.util.find_spec("._C", __package__)
+    if found is not None and found.origin is not None:
+        _refuse_truncated(Path(found.origin))
+    return importlib.import_module("._C", __package__)
 
 
 def _refuse_truncated(path: Path) -> None:
@@ -89,66 +112,90 @@ def _operators() -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parent / "ops").glob("[a-z]*.py"))
 
 
-def _has_kernel(operator: str, device: str) -> bool:
-    try:
-        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fgvc_ext::{operator}", device.upper()))
-    except RuntimeError:  # not even a schema
-        return False
+def _check_instruction_set() -> None:
+    """Refuses an unknown FGVC_EXT_ISA, which the CPU library would read as none."""
+    asked = os.environ.get("FGVC_EXT_ISA", "")
+    if _module is None or not asked:
+        return
+    supported = _module.supported_instruction_sets()
+    if asked not in supported:
+        raise ValueError(
+            f"FGVC_EXT_ISA must be one of {', '.join(supported)} (of this build and processor), got {asked!r}"
+        )
 
 
-def _cuda_matches() -> bool:
-    """The CUDA library links the CUDA runtime of one major version, and torch must bring the same."""
+def _cuda_mismatch() -> str:
+    """Why the CUDA library cannot be used, or "". It links the CUDA runtime of the major version that torch brings."""
     built = build_facts().get("cuda", "")
     if _module is None:
-        _errors["cuda"] = f"its CUDA version is unknown without fgvc_ext._C: {_errors['_C']}"
-    elif not built:
-        _errors["cuda"] = "built without CUDA"
-    elif torch.version.cuda is None:
-        _errors["cuda"] = f"built for CUDA {built}, but torch {torch.__version__} has no CUDA"
-    elif torch.version.cuda.split(".")[0] != built.split(".")[0]:
-        _errors["cuda"] = f"built for CUDA {built}, but torch {torch.__version__} has CUDA {torch.version.cuda}"
-    return "cuda" not in _errors
+        return f"its CUDA version is unknown without fgvc_ext._C: {_errors['_C']}"
+    if not built:
+        return "built without CUDA"
+    if torch.version.cuda is None:
+        return f"built for CUDA {built}, but torch {torch.__version__} has no CUDA"
+    if torch.version.cuda.split(".")[0] != built.split(".")[0]:
+        return f"built for CUDA {built}, but torch {torch.__version__} has CUDA {torch.version.cuda}"
+    return ""
 
 
 def has_schemas() -> bool:
-    """Whether ``torch.ops.fgvc_ext`` has the operators, to which fake kernels and autograd are then attached."""
-    return _kernels["cpu"]
+    """Whether the CPU library is loaded, and with it the schemas of ``torch.ops.fgvc_ext``."""
+    return "cpu" not in _errors
 
 
 def has_schema(op: str) -> bool:
-    """Whether ``torch.ops.fgvc_ext`` has this operator."""
-    return _kernels["cpu"]
+    """Whether ``torch.ops.fgvc_ext`` has this operator, to which fake kernel and autograd are then attached."""
+    return hasattr(torch.ops.fgvc_ext, op)
 
 
-def use_kernel(tensor: Tensor) -> bool:
-    """Whether the compiled kernel takes this tensor; warns once a device where the reference stands in unasked."""
+def use_kernel(op: str, tensor: Tensor) -> bool:
+    """Whether the compiled kernel of ``torch.ops.fgvc_ext.<op>`` takes this tensor; if not, the reference has to.
+
+    Where nobody asked for the reference, it warns: once per device without a library, else once per operator that the
+    library lacks. With FGVC_EXT_BACKEND=compiled it raises RuntimeError instead.
+    """
     if _reference_asked:
         return False
     # `.device.type` builds a string, which takes longer than all other checks together.
-    if _kernels["cpu"] if tensor.is_cpu else _kernels.get(tensor.device.type, False):
+    if op in (_cpu_kernels if tensor.is_cpu else _cuda_kernels if tensor.is_cuda else ()):
         return True
-    # Without data nothing runs; but what is compiled is traced with fake tensors, and then runs without coming here.
-    if torch.compiler.is_compiling() or not is_fake(tensor):
-        _warn_once(tensor.device.type)
+    device = tensor.device.type
+    if device != "meta":  # whose tensors have no data, so that nothing runs
+        # Nothing runs with fake tensors either, unless they trace what is compiled: that will not come here again.
+        runs = torch.compiler.is_compiling() or not is_fake(tensor)
+        _reference_stands_in(op, device, runs)
     return False
 
 
-def _warn_once(device: str) -> bool:
-    if device in _warned or device == "meta":
-        return True
-    _warned.add(device)
-    reason = _errors.get(device, "this device has no kernels")
-    warnings.warn(
-        f"fgvc_ext: {device} tensors run on the slower PyTorch reference: {reason}. `fgvc_ext.info()` tells more; "
-        "FGVC_EXT_BACKEND=reference asks for the reference and silences this.",
-        stacklevel=4,
-    )
+def _reference_stands_in(op: str, device: str, runs: bool) -> bool:
+    """Raises where FGVC_EXT_BACKEND=compiled; warns, if anything ``runs`` on the reference, of each reason once."""
+    if _compiled_asked:
+        raise RuntimeError(
+            f"{op}: FGVC_EXT_BACKEND=compiled, but no kernel takes {device} tensors: {_why_no_kernel(op, device)}"
+        )
+    if runs:
+        whole_device = device in _errors or device not in _kernels
+        what = f"{device} tensors run" if whole_device else f"{op} of {device} tensors runs"
+        message = (
+            f"fgvc_ext: {what} on the slower PyTorch reference: {_why_no_kernel(op, device)}. `fgvc_ext.info()` tells "
+            "more; FGVC_EXT_BACKEND=reference asks for the reference and silences this."
+        )
+        if message not in _warned:
+            _warned.add(message)
+            warnings.warn(message, stacklevel=4)
     return True
+
+
+def _why_no_kernel(op: str, device: str) -> str:
+    if device not in _kernels:
+        return f"only {' and '.join(_kernels)} tensors have kernels"
+    reason = _errors.get(device, f"libfgvc_ext_{device}.so has no kernel for {op}")
+    return reason if _HOW_TO_BUILD in reason else f"{reason}; {_HOW_TO_BUILD}"
 
 
 # torch.compile calls it while it traces and takes the result for a constant: no graph break, nothing in the graph. This
 # is what torch.compiler.assume_constant_result does, which would import torch._dynamo: seconds, in every program.
-_warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_reference_stands_in._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -215,6 +262,24 @@ def _devices() -> str:
     )
 
 
+def _backend_in_use() -> str:
+    if _reference_asked:
+        return "reference (asked for)"
+    if _compiled_asked:
+        return "compiled (asked for)"
+    return "compiled" if has_schemas() else "reference"
+
+
+def _state(device: str) -> str:
+    """Of the device's library: "loaded", and which operators it lacks, or why it is not loaded."""
+    if device in _errors:
+        return _errors[device]
+    missing = [operator for operator in _operators() if operator not in _kernels[device]]
+    if not missing:
+        return "loaded"
+    return f"loaded, without {', '.join(missing)}: these {'raise' if _compiled_asked else 'run on the reference'}"
+
+
 def info() -> dict[str, Any]:
     """Versions, libraries found, instruction set in use, CUDA architectures, or why something is missing."""
     facts = build_facts()
@@ -222,12 +287,12 @@ def info() -> dict[str, Any]:
         "fgvc_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "backend": "reference (asked for)" if _reference_asked else "compiled" if _kernels["cpu"] else "reference",
-        "cpu library": "loaded" if _kernels["cpu"] else _errors["cpu"],
+        "backend": _backend_in_use(),
+        "cpu library": _state("cpu"),
         "instruction set": instruction_set(),
         "instruction sets supported": ", ".join(_module.supported_instruction_sets()) if _module else "none",
-        "python module": "loaded" if _module is not None else _errors.get("_C", "needs the CPU library"),
-        "cuda library": "loaded" if _kernels["cuda"] else _errors["cuda"],
+        "python module": _errors.get("_C", "loaded"),
+        "cuda library": _state("cuda"),
         "cuda architectures": facts.get("cuda_architectures", "none") or "none",
         "cuda devices": _devices(),
         "built with torch": facts.get("torch", "not built"),

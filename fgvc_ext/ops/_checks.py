@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 _LARGEST = sys.float_info.max
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+_MOST_POSITIONS = 2**31 - 1  # of a map: what the kernels count in 32 bits
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -43,6 +45,18 @@ def check_device(op: str, name: str, value: Tensor, first_name: str, first: Tens
         raise ValueError(f"{op}: {name} must be on the device of {first_name} ({first.device}), got {value.device}")
 
 
+def check_positions(op: str, name: str, maps: Tensor) -> int:
+    """H·W of ``maps`` [N,C,H,W]. In a compiled graph the check is a guard: larger maps come here again."""
+    _, _, height, width = maps.shape
+    positions = height * width
+    if positions > _MOST_POSITIONS:
+        raise ValueError(
+            f"{op}: {name} must have at most {_MOST_POSITIONS} positions per map, got H*W = {height}*{width} = "
+            f"{positions}"
+        )
+    return positions
+
+
 def check_int(op: str, name: str, value: Any, least: int = -(2**63)) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
@@ -59,6 +73,14 @@ def check_real(op: str, name: str, value: Any, accepts: Callable[[float], bool],
         raise ValueError(f"{op}: {name} must be {expected}, got {value}")
 
 
+def check_finite(op: str, name: str, value: Any, beside: Tensor) -> None:
+    """Finite also in what the operator computes in: float64 beside a float64 tensor, float32 beside others."""
+    if beside.dtype == torch.float64:
+        check_real(op, name, value, lambda number: True, "finite")
+    else:
+        check_real(op, name, value, lambda number: abs(number) <= _LARGEST_FLOAT32, "finite in float32")
+
+
 def check_probability(op: str, name: str, value: Any) -> None:
     check_real(op, name, value, lambda p: 0 <= p <= 1, "a probability in [0, 1]")
 
@@ -73,7 +95,7 @@ def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor) -> Tensor:
         if seed.dim() == 1 and seed.shape[0] != maps.shape[0]:
             raise ValueError(f"{op}: seed must have shape [] or [{maps.shape[0]}], got {list(seed.shape)}")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
         raise TypeError(f"{op}: seed must be None, an int or an int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"{op}: seed must fit 64 bits, got {seed}")

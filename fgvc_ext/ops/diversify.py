@@ -8,10 +8,11 @@ from torch import Tensor
 from .. import reference
 from .._library import use_kernel
 from ..reference.diversify import hide_threshold
-from ._checks import check_int, check_probability, check_real, check_tensor, seed_tensor
+from ._checks import check_finite, check_int, check_positions, check_probability, check_tensor, seed_tensor
 from ._operator import Operator, backward_operator, dense_strides
 
 OP = "diversify"
+MASK = "suppression_mask"
 
 
 def diversify(
@@ -29,11 +30,11 @@ def diversify(
     :func:`suppression_mask` describes which positions are suppressed.
 
     Args:
-        maps: [N,C,H,W], float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
+        maps: [N,C,H,W], H·W < 2³¹; float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
         p_peak: probability that a map's peaks are hidden (eq. 2). The paper gives no number: 0.5 is our choice.
         p_patch: probability that a patch is hidden (eq. 4). Likewise.
         patch_size: side G of the patches in positions; at the right and bottom edge they may be smaller. Likewise 3.
-        alpha: factor of the suppressed positions (eq. 7). The paper uses 0.1.
+        alpha: factor of the suppressed positions (eq. 7), finite in the dtype of the sums. The paper uses 0.1.
         seed: None (drawn from torch's generator of the device), an int, or int64 [] or [N] on the device of ``maps``.
 
     Returns:
@@ -49,8 +50,8 @@ def diversify(
         TypeError, ValueError: an argument of another dtype, shape, device or range.
     """
     seed = _checked(OP, maps, p_peak, p_patch, patch_size, seed)
-    check_real(OP, "alpha", alpha, lambda value: True, "finite")
-    if not use_kernel(maps):
+    check_finite(OP, "alpha", alpha, maps)
+    if not use_kernel(OP, maps):
         return reference.diversify(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha, seed=seed)
     peak, patch = hide_threshold(p_peak), hide_threshold(p_patch)
     return _diversify(maps, seed, peak, patch, patch_size, alpha)[0]
@@ -76,10 +77,9 @@ def suppression_mask(
 
     Arguments and errors: as :func:`diversify`. No gradient.
     """
-    op = "suppression_mask"
-    seed = _checked(op, maps, p_peak, p_patch, patch_size, seed)
+    seed = _checked(MASK, maps, p_peak, p_patch, patch_size, seed)
     maps = maps.detach()
-    if not use_kernel(maps):
+    if not use_kernel(MASK, maps):
         return reference.suppression_mask(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, seed=seed)
     return _suppression_mask(maps, seed, hide_threshold(p_peak), hide_threshold(p_patch), patch_size)
 
@@ -88,7 +88,7 @@ def _checked(
     op: str, maps: Tensor, p_peak: float, p_patch: float, patch_size: int, seed: int | Tensor | None
 ) -> Tensor:
     check_tensor(op, "maps", maps, "[N,C,H,W]")
-    if maps.shape[2] == 0 or maps.shape[3] == 0:
+    if check_positions(op, "maps", maps) == 0:
         raise ValueError(f"{op}: maps must have H and W of at least 1, got {list(maps.shape)}")
     check_probability(op, "p_peak", p_peak)
     check_probability(op, "p_patch", p_patch)
@@ -131,4 +131,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
 
 _diversify = Operator(OP, _fake, _setup_context, _backward)
 _diversify_backward = backward_operator(OP, _fake_backward)
-_suppression_mask = Operator("suppression_mask", _fake_mask)
+_suppression_mask = Operator(MASK, _fake_mask)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import use_kernel
-from ._checks import check_beside, check_int, check_tensor
+from ._checks import check_beside, check_int, check_positions, check_tensor
 from ._operator import Operator, backward_operator, dense_strides, fold_samples, wants_gradient
 
 OP = "global_k_max_pool"
@@ -21,7 +21,7 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
     weights are 1. k = 1 is max pooling, k = H·W average pooling. ELoPE (Hanselmann and Ney, 2020), eq. 2–4.
 
     Args:
-        features: [N,C,H,W], float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
+        features: [N,C,H,W], H·W < 2³¹; float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
         k: how many values, 1 ≤ k ≤ H·W. The paper uses 4.
         weight: [k], dtype of ``features`` or float32, one weight a rank (largest first).
 
@@ -41,7 +41,7 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
     """
     check_tensor(OP, "features", features, "[N,C,H,W]")
     check_int(OP, "k", k, least=1)
-    positions = features.shape[2] * features.shape[3]
+    positions = check_positions(OP, "features", features)
     if k > positions:
         height, width = features.shape[2:]
         raise ValueError(f"{OP}: k must be at most H*W = {height}*{width} = {positions}, got {k}")
@@ -52,7 +52,7 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
             raise ValueError(
                 f"{OP}: weight must have shape [{k}], one weight for each of the k values, got {list(weight.shape)}"
             )
-    if not use_kernel(features):
+    if not use_kernel(OP, features):
         return reference.global_k_max_pool(features, k, weight)
     keep_values = weight is not None and wants_gradient(weight)
     return _global_k_max_pool(features, k, weight, keep_values, _needs_wide_indices(positions))[0]

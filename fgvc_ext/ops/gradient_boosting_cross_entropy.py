@@ -59,7 +59,7 @@ def gradient_boosting_cross_entropy(
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if check_labels() and not scores.is_cpu and not torch.compiler.is_compiling():
         _look_at_labels(target, classes, ignore_index)
-    if not use_kernel(scores):
+    if not use_kernel(OP, scores):
         return reference.gradient_boosting_cross_entropy(
             scores, target, k=k, reduction=reduction, ignore_index=ignore_index
         )

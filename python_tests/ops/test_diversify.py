@@ -1,8 +1,13 @@
 """What the paper says of the diversification block, beyond the contract that every operator keeps."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.export import Dim
 
+import fgvc_ext
 from fgvc_ext import _library, nn, ops
 from fgvc_ext.reference.philox import philox
 
@@ -99,7 +104,8 @@ def test_a_compiled_call_draws_anew() -> None:
         ({"p_patch": float("nan")}, ValueError, r"p_patch must be a probability in \[0, 1\], got nan"),
         ({"p_patch": "half"}, TypeError, "p_patch must be a number, got str"),
         ({"patch_size": 0}, ValueError, "patch_size must be at least 1, got 0"),
-        ({"alpha": float("inf")}, ValueError, "alpha must be finite, got inf"),
+        ({"alpha": float("inf")}, ValueError, "alpha must be finite in float32, got inf"),
+        ({"alpha": -1e39}, ValueError, r"alpha must be finite in float32, got -1e\+39"),
         ({"seed": 1.0}, TypeError, "seed must be None, an int or an int64 tensor, got float"),
         ({"seed": 2**63}, ValueError, "seed must fit 64 bits"),
         ({"seed": torch.zeros(3, dtype=torch.int64)}, ValueError, r"seed must have shape \[\] or \[2\], got \[3\]"),
@@ -109,6 +115,50 @@ def test_a_compiled_call_draws_anew() -> None:
 def test_bad_options(options: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"diversify: {message}"):
         ops.diversify(torch.zeros(2, 3, 4, 4), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_largest_alpha(dtype: torch.dtype) -> None:
+    """It is a number of the dtype in which the operator computes, float64 for float64 and else float32."""
+    accumulation = torch.float64 if dtype == torch.float64 else torch.float32
+    alpha = torch.finfo(accumulation).max
+    maps = torch.full((1, 1, 2, 2), 2.0**-20, dtype=dtype)
+    scores = ops.diversify(maps, p_peak=1.0, alpha=alpha, seed=0)
+    assert scores.item() == torch.tensor(2.0**-20 * alpha, dtype=dtype).item()
+    with fgvc_ext.use_reference():
+        assert torch.equal(ops.diversify(maps, p_peak=1.0, alpha=alpha, seed=0), scores)
+    if dtype != torch.float64:
+        with pytest.raises(ValueError, match="diversify: alpha must be finite in float32, got 1e\\+39"):
+            ops.diversify(maps, alpha=1e39)
+
+
+@pytest.mark.parametrize("operator", [ops.diversify, ops.suppression_mask])
+def test_a_map_of_too_many_positions_is_refused(operator: Callable[..., torch.Tensor]) -> None:
+    maps = torch.zeros(1).expand(1, 1, 2**16, 2**16)  # one number in memory
+    message = rf"{operator.__name__}: maps must have at most 2147483647 positions per map, got H\*W = 65536\*65536"
+    with pytest.raises(ValueError, match=message):
+        operator(maps)
+
+
+@pytest.mark.parametrize("operator", [ops.diversify, ops.suppression_mask])
+def test_one_graph_serves_every_seed(operator: Callable[..., torch.Tensor]) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x, s: operator(x, seed=s), backend=counter, fullgraph=True, dynamic=True)
+    maps = torch.randn(2, 3, 5, 5)
+    for seed in (5, 6, 2**40, 2**62):
+        assert torch.equal(compiled(maps, seed), operator(maps, seed=seed))
+    assert counter.frame_count == 1
+
+
+def test_an_exported_program_takes_the_seed_as_its_input() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, maps: torch.Tensor, seed: int) -> torch.Tensor:
+            return ops.diversify(maps, seed=seed)
+
+    maps = torch.randn(2, 3, 5, 5)
+    program = torch.export.export(Module(), (maps, 5), dynamic_shapes=(None, Dim.DYNAMIC)).module()
+    for seed in (5, 6, 2**40):
+        assert torch.equal(program(maps, seed), ops.diversify(maps, seed=seed))
 
 
 def test_an_empty_map_is_refused() -> None:

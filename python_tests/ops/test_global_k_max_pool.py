@@ -89,6 +89,13 @@ def test_bad_k(k: object, error: type[Exception], message: str) -> None:
         ops.global_k_max_pool(torch.zeros(1, 1, 3, 4), k)
 
 
+def test_a_map_of_too_many_positions_is_refused() -> None:
+    features = torch.zeros(1).expand(1, 1, 2**16, 2**16)  # one number in memory
+    message = r"features must have at most 2147483647 positions per map, got H\*W = 65536\*65536 = 4294967296"
+    with pytest.raises(ValueError, match=f"global_k_max_pool: {message}"):
+        ops.global_k_max_pool(features)
+
+
 @pytest.mark.parametrize(
     ("weight", "error", "message"),
     [

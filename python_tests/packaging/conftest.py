@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import fgvc_ext
 from fgvc_ext import _library
 
 PACKAGE = Path(fgvc_ext.__file__).parent
+# Where setup.py looks for cmake and ninja, too: beside the interpreter first.
+PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 compiled = pytest.mark.skipif(_library._module is None, reason="the package has no compiled libraries")
 
 

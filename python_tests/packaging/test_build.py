@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 
 from fgvc_ext import _library
 
-from .conftest import PACKAGE
+from .conftest import PACKAGE, PROGRAMS
 
 ROOT = PACKAGE.parent
 
@@ -153,10 +154,86 @@ def test_nvcc_is_looked_for_in_cuda_home_first(
     assert setup.nvcc_path() is None
 
 
+def fake_program(path: Path, code: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{code}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def environment(setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A virtual environment that is not activated, and a PATH that knows an older CMake, which fails, and no other."""
+    scripts = tmp_path / "environment" / "bin"
+    scripts.mkdir(parents=True)
+    monkeypatch.setattr(setup.sys, "executable", str(scripts / "python"))
+    monkeypatch.setattr(setup.sysconfig, "get_path", lambda name: str(tmp_path / "scripts"))
+    system = fake_program(tmp_path / "system" / "cmake", "echo 'cmake version 3.16.3'; exit 1")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(system.parent), "/usr/bin", "/bin"]))
+    return scripts
+
+
+@pytest.mark.parametrize("place", ["environment/bin", "scripts"])
+def test_cmake_is_looked_for_beside_the_interpreter_first(
+    setup: ModuleType, environment: Path, tmp_path: Path, place: str
+) -> None:
+    beside = fake_program(tmp_path / place / "cmake", "echo 'cmake version 3.22.0-rc1'")
+    assert setup.find_cmake() == str(beside)
+
+
+def test_cmake_is_found_on_path_where_none_is_beside_the_interpreter(
+    setup: ModuleType, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        SystemExit, match=r"system/cmake does not run: cmake version 3\.16\.3: pip install 'cmake>=3\.22'"
+    ):
+        setup.find_cmake()
+    on_path = fake_program(tmp_path / "system" / "cmake", "echo 'cmake version 4.1.0'")
+    assert setup.find_cmake() == str(on_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match="CMake, which was not found: pip install cmake ninja"):
+        setup.find_cmake()
+
+
+def test_an_older_cmake_is_named_with_its_version(setup: ModuleType, environment: Path) -> None:
+    beside = fake_program(environment / "cmake", "echo 'cmake version 3.9.6'")
+    with pytest.raises(SystemExit, match=f"needs CMake >= 3.22, {beside} is cmake version 3.9.6: pip install 'cmake"):
+        setup.find_cmake()
+
+
+def test_the_oldest_cmake_is_that_of_the_build(setup: ModuleType) -> None:
+    oldest = ".".join(map(str, setup.OLDEST_CMAKE))
+    assert f"cmake_minimum_required(VERSION {oldest})" in (ROOT / "CMakeLists.txt").read_text()
+    assert f'"cmake>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(("jobs", "parallel"), [("3", "3"), ("", str(os.cpu_count()))])
+def test_the_build_uses_the_programs_beside_the_interpreter_and_as_many_jobs_as_asked(
+    setup: ModuleType, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, parallel: str
+) -> None:
+    answer = f"""
+test "$1" = --version && echo 'cmake version 3.31.6' && exit
+echo "$@" >> {tmp_path}/calls
+touch {tmp_path}/build/$TAG/install_manifest.txt {tmp_path}/build/$TAG/compile_commands.json"""
+    fake_program(environment / "cmake", answer)
+    ninja = fake_program(environment / "ninja", "")
+    for name, value in (("MAX_JOBS", jobs), ("FGVC_EXT_CUDA", "0"), ("TAG", sys.implementation.cache_tag)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    command = setup.CMakeBuild(setup.setuptools.Distribution())
+    command.initialize_options()
+    command.inplace, command.debug = True, False
+    command.run()
+    configure, build, install = (tmp_path / "calls").read_text().splitlines()
+    assert f"-G Ninja -DCMAKE_MAKE_PROGRAM={ninja} -DPython_EXECUTABLE={environment}/python " in configure
+    assert build == f"--build {tmp_path}/build/{sys.implementation.cache_tag} --parallel {parallel}"
+    assert install.startswith("--install ")
+
+
 @pytest.mark.parametrize("header", [None, "", "#include <of_a_package_that_is_missing.h>"])
 def test_the_emulation_is_left_out_where_no_headers_of_cuda_are_found(tmp_path: Path, header: str | None) -> None:
     """A project around csrc/emulation that finds headers in `tmp_path` alone, whatever this machine has."""
-    cmake = shutil.which("cmake")
+    cmake = shutil.which("cmake", path=PROGRAMS)
     if cmake is None or shutil.which("g++") is None:
         pytest.skip("needs cmake and g++")
     place = tmp_path / "site-packages" / "nvidia" / "cu13" / "include"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PACKAGE
+from .conftest import PACKAGE, PROGRAMS
 
 ROOT = PACKAGE.parent
+CMAKE, NINJA = shutil.which("cmake", path=PROGRAMS), shutil.which("ninja", path=PROGRAMS)
 RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")  # in this order, before all else in the process
 
 EVERY_SAMPLE = """
@@ -50,7 +51,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the sources are not here"),
-    pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("cmake") is None, reason="needs gcc and cmake"),
+    pytest.mark.skipif(shutil.which("gcc") is None or CMAKE is None, reason="needs gcc and cmake"),
 ]
 
 
@@ -71,14 +72,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a package whose CPU library is built with both sanitizers."""
     folder = tmp_path_factory.mktemp("sanitized")
     shutil.copytree(PACKAGE, folder / "fgvc_ext", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    assert CMAKE is not None
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={NINJA}"] if NINJA else []
     options = [f"-DPython_EXECUTABLE={sys.executable}", "-DFGVC_EXT_SANITIZE=address,undefined"]
     for command in (
         ["-S", str(ROOT), "-B", str(folder / "build"), *generator, *options],
         ["--build", str(folder / "build"), "--parallel", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)],
         ["--install", str(folder / "build"), "--prefix", str(folder)],
     ):
-        built = subprocess.run(["cmake", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        built = subprocess.run([CMAKE, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert built.returncode == 0, built.stdout
     return folder
 
