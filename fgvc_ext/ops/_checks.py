@@ -85,6 +85,28 @@ def check_probability(op: str, name: str, value: Any) -> None:
     check_real(op, name, value, lambda p: 0 <= p <= 1, "a probability in [0, 1]")
 
 
+def check_labels_shape(op: str, name: str, value: Any, first_name: str, first: Tensor) -> None:
+    """int64 [N], one label for each row of the first tensor, on its device."""
+    check_tensor(op, name, value, "[N]", (torch.int64,))
+    check_device(op, name, value, first_name, first)
+    rows = first.shape[0]
+    if value.shape[0] != rows:
+        raise ValueError(
+            f"{op}: {name} must have shape [{rows}], one class a row of {first_name}, got {list(value.shape)}"
+        )
+
+
+def image_sides(op: str, image_size: Any) -> tuple[int, int]:
+    """(height, width) of ``image_size``, which is one number for both or the two of them."""
+    if isinstance(image_size, (int, torch.SymInt)):
+        image_size = (image_size, image_size)
+    if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
+        raise TypeError(f"{op}: image_size must be an int or (height, width), got {image_size!r}")
+    check_int(op, "the height in image_size", image_size[0], least=1)
+    check_int(op, "the width in image_size", image_size[1], least=1)
+    return image_size[0], image_size[1]
+
+
 def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor) -> Tensor:
     """The int64 tensor [] or [N] that keys Philox; ``None`` draws one from torch's generator of the maps' device."""
     if seed is None:

@@ -4,10 +4,11 @@ An operator of the library is an :class:`Operator` beside its public function; s
 cheapest way that serves:
 
 - nothing to record: straight to the kernel, below autograd;
-- a gradient to record: an ``autograd.Function`` of the old style, a third faster than what ``register_autograd`` makes;
+- a gradient to record: an ``autograd.Function`` of the old style, a third faster than what ``register_autograd``
+  makes;
 - a transform of ``torch.func``: the same as a Function of the new style, which transforms can see through;
-- a graph that is traced (``torch.compile``, ``torch.export``): the raw operator, whose formula is registered, so that an
-  exported program can be trained.
+- a graph that is traced (``torch.compile``, ``torch.export``): the raw operator, whose formula is registered, so that
+  an exported program can be trained.
 """
 
 from collections.abc import Callable
@@ -96,6 +97,11 @@ def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty_like(tensor, device="meta").stride()
 
 
+def fake_loss_gradient(gradients: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the backward of losses that saved their gradients [losses, *size]: csrc/common/loss_gradient.h."""
+    return gradients.new_empty(gradients.shape[1:], dtype=dtype)
+
+
 def _must_record(arguments: tuple[Any, ...]) -> bool:
     if (
         forward_ad._current_level >= 0
@@ -149,8 +155,9 @@ def _one_by_one(raw: Any) -> Vmap:
 
 
 def fold_samples(name: str, tensors: tuple[int, ...], folds: Callable[..., bool] = lambda *arguments: True) -> Vmap:
-    """The rule of an operator whose results, like its arguments number ``tensors``, begin with the samples N: a batch of
-    B calls is one call on B·N samples.
+    """The rule of an operator whose results, like its arguments number ``tensors``, begin with the samples N.
+
+    A batch of B calls is one call on B·N samples.
 
     Where another argument is batched (a weight), or ``folds(*arguments)`` is false, the operator is called one by one.
     The size and strides of a gradient, which backward operators take as lists, become those of B·N contiguous samples.

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .. import reference
 from .._library import check_labels, use_kernel
-from ._checks import check_device, check_int, check_tensor
+from ..reference.labels import look_at_labels
+from ._checks import check_int, check_labels_shape, check_tensor
 from ._operator import Operator, backward_operator
 
 OP = "gradient_boosting_cross_entropy"
@@ -44,13 +45,8 @@ def gradient_boosting_cross_entropy(
             FGVC_EXT_CHECK=1 turns that into the error.
     """
     check_tensor(OP, "scores", scores, "[N,C]")
-    check_tensor(OP, "target", target, "[N]", (torch.int64,))
-    check_device(OP, "target", target, "scores", scores)
-    samples, classes = scores.shape
-    if target.shape[0] != samples:
-        raise ValueError(
-            f"{OP}: target must have shape [{samples}], one class a row of scores, got {list(target.shape)}"
-        )
+    check_labels_shape(OP, "target", target, "scores", scores)
+    classes = scores.shape[1]
     if classes == 0:
         raise ValueError(f"{OP}: scores must have at least one class, got {list(scores.shape)}")
     check_int(OP, "k", k, least=1)
@@ -58,22 +54,12 @@ def gradient_boosting_cross_entropy(
     if reduction not in REDUCTIONS:
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if check_labels() and not scores.is_cpu and not torch.compiler.is_compiling():
-        _look_at_labels(target, classes, ignore_index)
+        look_at_labels(OP, "target", target, classes, ignore_index)
     if not use_kernel(OP, scores):
         return reference.gradient_boosting_cross_entropy(
             scores, target, k=k, reduction=reduction, ignore_index=ignore_index
         )
     return _gradient_boosting(scores, target, k, REDUCTIONS.index(reduction), ignore_index)[0]
-
-
-def _look_at_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
-    if bool(wrong.any()):
-        index = int(wrong.nonzero()[0])
-        raise IndexError(
-            f"{OP}: target[{index}] = {int(target[index])} is not in [0, {classes}), the range of {classes} classes, "
-            f"nor ignore_index = {ignore_index}"
-        )
 
 
 def _fake(scores: Tensor, target: Tensor, k: int, reduction: int, ignore_index: int) -> tuple[Tensor, Tensor]:

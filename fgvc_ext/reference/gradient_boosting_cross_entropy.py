@@ -4,21 +4,17 @@ import torch
 from torch import Tensor
 
 from .accumulation import accumulation_dtype
+from .labels import look_at_labels_on_cpu, wrong_labels
 
 
 def gradient_boosting_cross_entropy(
     scores: Tensor, target: Tensor, *, k: int = 15, reduction: str = "mean", ignore_index: int = -100
 ) -> Tensor:
     classes = scores.shape[1]
+    look_at_labels_on_cpu("gradient_boosting_cross_entropy", "target", target, classes, ignore_index)
     used = target != ignore_index
-    labelled = used & (target >= 0) & (target < classes)
-    wrong = used & ~labelled
-    if scores.device.type == "cpu" and not torch.compiler.is_compiling() and bool(wrong.any()):
-        index = int(wrong.nonzero()[0])
-        raise IndexError(
-            f"gradient_boosting_cross_entropy: target[{index}] = {int(target[index])} is not in [0, {classes}), "
-            f"the range of {classes} classes, nor ignore_index = {ignore_index}"
-        )
+    wrong = wrong_labels(target, classes, ignore_index)
+    labelled = used & ~wrong
 
     label = torch.where(labelled, target, 0)[:, None]
     own = torch.zeros_like(scores, dtype=torch.bool).scatter(1, label, True)

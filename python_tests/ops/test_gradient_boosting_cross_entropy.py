@@ -114,13 +114,15 @@ def test_a_wrong_label_on_cuda_gives_nan_in_its_own_row(label: int) -> None:
 
 
 def test_looking_at_labels_names_the_first_wrong_one() -> None:
+    look_at_labels = MODULE.look_at_labels
     with pytest.raises(
-        IndexError,
-        match=r"^gradient_boosting_cross_entropy: target\[2\] = 20 is not in \[0, 20\), .* nor ignore_index = -100$",
+        IndexError, match=r"^op: target\[2\] = 20 is not in \[0, 20\), the range of 20 classes, nor ignore_index = -100"
     ):
-        MODULE._look_at_labels(torch.tensor([0, -100, 20, -1]), 20, -100)
-    MODULE._look_at_labels(torch.tensor([0, 7, 19]), 20, -100)
-    MODULE._look_at_labels(torch.tensor([0, 99, 19]), 20, 99)
+        look_at_labels("op", "target", torch.tensor([0, -100, 20, -1]), 20, -100)
+    with pytest.raises(IndexError, match=r"^op: labels\[1\] = -1 is not in \[0, 20\), the range of 20 classes$"):
+        look_at_labels("op", "labels", torch.tensor([0, -1, 20]), 20)
+    look_at_labels("op", "target", torch.tensor([0, 7, 19]), 20, -100)
+    look_at_labels("op", "target", torch.tensor([0, 99, 19]), 20, 99)
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -130,11 +132,11 @@ def test_labels_on_another_device_are_looked_at_where_that_is_asked_for(
     """On the meta device, which nothing can look at: only the call is recorded."""
     calls = []
     monkeypatch.setattr(_library, "_labels_checked", asked)
-    monkeypatch.setattr(MODULE, "_look_at_labels", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(MODULE, "look_at_labels", lambda *arguments: calls.append(arguments))
     scores, target = torch.empty(3, 20, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
     with fgvc_ext.use_reference():
         ops.gradient_boosting_cross_entropy(scores, target, ignore_index=7)
-    assert calls == ([(target, 20, 7)] if asked else [])
+    assert calls == ([(MODULE.OP, "target", target, 20, 7)] if asked else [])
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False")])

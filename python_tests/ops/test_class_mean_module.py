@@ -1,0 +1,228 @@
+"""The module that keeps class means, and the variant of the authors' public code."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fgvc_ext import nn, ops
+from fgvc_ext.reference.class_mean_loss import official_class_mean_loss
+
+
+def batch(samples: int, classes: int, size: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (samples,), generator=generator)
+    return torch.randn(samples, size, generator=generator), labels
+
+
+def test_means_start_as_random_unit_vectors_in_the_state_dict() -> None:
+    torch.manual_seed(1)
+    module = nn.ClassMeanLoss(200, 16)
+    means = module.state_dict()["class_means"]
+    assert means.dtype == torch.float32
+    torch.testing.assert_close(means.norm(dim=1), torch.ones(200))
+    assert means.mean().abs() < 0.02
+    assert list(module.parameters()) == []
+    torch.manual_seed(1)
+    assert torch.equal(nn.ClassMeanLoss(200, 16).class_means, means)
+
+
+def test_training_keeps_the_new_means_of_the_batchs_classes() -> None:
+    module = nn.ClassMeanLoss(5, 6, alpha=0.7, margin=2.0, gamma=3.0)
+    before = module.class_means.clone()
+    embeddings, labels = batch(8, 4)
+    expected = ops.class_mean_loss(embeddings, labels, before, alpha=0.7, margin=2.0, gamma=3.0)
+    embeddings.requires_grad_()
+    loss = module(embeddings, labels)
+    loss.backward()
+    assert torch.equal(loss.detach(), expected.within + expected.between)
+    assert torch.equal(module.within, expected.within)
+    assert torch.equal(module.between, expected.between)
+    assert not module.within.requires_grad
+    assert torch.equal(module.class_means[labels], expected.batch_means)
+    absent = [label for label in range(5) if label not in labels.tolist()]
+    assert torch.equal(module.class_means[absent], before[absent])
+
+
+def test_evaluation_changes_nothing() -> None:
+    module = nn.ClassMeanLoss(4, 6).eval()
+    before = module.class_means.clone()
+    embeddings, labels = batch(8, 4)
+    assert module.within is None
+    first, second = module(embeddings, labels), module(embeddings, labels)
+    assert torch.equal(first, second)
+    assert torch.equal(module.class_means, before)
+    assert module.within is not None
+
+
+def test_two_forwards_before_one_backward() -> None:
+    """Nothing that backward needs is the buffer itself."""
+    module = nn.ClassMeanLoss(4, 6)
+    embeddings, labels = batch(8, 4)
+    embeddings.requires_grad_()
+    start = module.class_means.clone()
+    (first, second) = module(embeddings, labels), module(2 + embeddings, labels)
+    (first + second).backward()
+    after_one = nn.ClassMeanLoss(4, 6)
+    after_one.class_means.copy_(start)
+    leaf = embeddings.detach().clone().requires_grad_()
+    after_one(leaf, labels).backward()
+    after_one(2 + leaf, labels).backward()
+    torch.testing.assert_close(embeddings.grad, leaf.grad)
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_a_loss_that_is_not_finite_leaves_the_means(variant: str) -> None:
+    module = nn.ClassMeanLoss(4, 6, variant=variant)
+    before = module.class_means.clone()
+    embeddings, labels = batch(8, 4)
+    embeddings[0, 0] = float("nan")
+    assert module(embeddings, labels).isnan()
+    assert torch.equal(module.class_means, before)
+
+
+def test_a_bad_label_that_is_not_looked_at_leaves_the_means() -> None:
+    module = nn.ClassMeanLoss(4, 6)
+    before = module.class_means.clone()
+    embeddings, labels = batch(8, 4)
+    labels[3] = 4
+    assert torch.compile(module, backend="aot_eager", fullgraph=True)(embeddings, labels).isnan()
+    assert torch.equal(module.class_means, before)
+    with pytest.raises(IndexError, match=r"class_mean_loss: labels\[3\] = 4 is not in \[0, 4\)"):
+        module(embeddings, labels)
+    assert torch.equal(module.class_means, before)
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_no_samples_change_nothing(variant: str) -> None:
+    module = nn.ClassMeanLoss(4, 6, variant=variant)
+    before = module.class_means.clone()
+    embeddings = torch.zeros(0, 6, requires_grad=True)
+    module(embeddings, torch.zeros(0, dtype=torch.int64)).backward()
+    torch.testing.assert_close(module.class_means, before)
+    assert module.within == module.between == 0
+
+
+def test_means_approach_the_embeddings_and_distances_shrink() -> None:
+    module = nn.ClassMeanLoss(3, 6)
+    embeddings, labels = batch(12, 3)
+    centres = torch.eye(3, 6)
+    embeddings = centres[labels] + 0.1 * embeddings
+    losses = [module(embeddings, labels).item() for _ in range(20)]
+    assert losses[-1] < losses[0] / 4
+    assert (module.class_means @ centres.t()).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_half_precision_embeddings_beside_float32_means() -> None:
+    module = nn.ClassMeanLoss(4, 6)
+    embeddings, labels = batch(8, 4)
+    loss = module(embeddings.bfloat16(), labels)
+    assert loss.dtype == module.class_means.dtype == torch.float32
+
+
+def test_its_description_and_its_errors() -> None:
+    assert repr(nn.ClassMeanLoss(4, 6, margin=0.5)) == (
+        "ClassMeanLoss(num_classes=4, embedding_dim=6, alpha=0.5, margin=0.5, gamma=16.0, normalize=True, "
+        "variant='paper')"
+    )
+    with pytest.raises(ValueError, match="ClassMeanLoss: variant must be one of paper, official, got 'public'"):
+        nn.ClassMeanLoss(4, 6, variant="public")
+    with pytest.raises(ValueError, match="class_mean_loss: alpha must be finite and at least 0, got -1"):
+        nn.ClassMeanLoss(4, 6, alpha=-1)
+    module = nn.ClassMeanLoss(4, 6)
+    with pytest.raises(ValueError, match=r"class_means must have shape \[C, 5\], .* got \[4, 6\]"):
+        module(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+
+
+def test_the_official_variant_by_hand() -> None:
+    """Two samples of one class, one of another: the numbers of the public code's formulas."""
+    embeddings = torch.tensor([[3.0, 0.0], [0.0, 2.0], [5.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 0])
+    class_means = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    losses = official_class_mean_loss(embeddings, labels, class_means, margin=4.0)
+    # μ_0 = (0,1) − ½·2·((0,1) − (1,0)) = (1,0); μ_1 = (1,0) − ½·((1,0) − (0,1)) = (½,½), which becomes (1,1)/√2
+    half = math.sqrt(0.5)
+    expected = torch.tensor([[1, 0], [half, half], [1, 0]], dtype=torch.float64)
+    torch.testing.assert_close(losses.batch_means, expected)
+    squared = half**2 + (1 - half) ** 2
+    assert losses.within.item() == pytest.approx(squared / 6)
+    # Two pairs of samples, (0,1) and (1,2), of the same two classes; N(N−1) = 6.
+    assert losses.between.item() == pytest.approx(16 / 4 * 2 * (4 - squared) ** 2 / 6)
+
+    unit = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    lengths = torch.tensor([[3.0], [2.0], [5.0]], dtype=torch.float64)
+    share = torch.tensor([[0.5 / 3], [0.5 / 2], [0.5 / 3]], dtype=torch.float64)
+
+    def through_the_length(grad: Tensor) -> Tensor:
+        return (grad - unit * (grad * unit).sum(1, keepdim=True)) / lengths
+
+    (within,) = torch.autograd.grad(losses.within, embeddings, retain_graph=True)
+    torch.testing.assert_close(within, through_the_length((unit - expected) * (1 - share) / 3))
+    (between,) = torch.autograd.grad(losses.between, embeddings)
+    away = (expected[0] - expected[1]) * torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float64)
+    torch.testing.assert_close(between, through_the_length(-16 * 2 * share * (4 - squared) * away / 6))
+
+
+def test_the_official_variant_leaves_out_what_the_paper_has() -> None:
+    embeddings, labels = batch(8, 3)
+    module = nn.ClassMeanLoss(5, 6, variant="official")
+    module.class_means.mul_(3)
+    module(embeddings, labels)
+    torch.testing.assert_close(module.class_means.norm(dim=1), torch.ones(5))  # also of absent classes
+    paper = nn.ClassMeanLoss(5, 6)
+    paper(embeddings, labels)
+    assert (paper.class_means.norm(dim=1) - 1).abs().max() > 0.01
+
+
+def test_pairs_at_or_beyond_the_margin_are_not_taken() -> None:
+    embeddings, labels = torch.eye(3, dtype=torch.float64), torch.arange(3)
+    for margin, between in ((2.0, 0.0), (2.5, 16 / 4 * 3 * 0.5**2 / 6)):
+        losses = official_class_mean_loss(embeddings, labels, torch.eye(3, dtype=torch.float64), margin=margin)
+        assert losses.between.item() == pytest.approx(between)
+
+
+def test_at_most_256_pairs_are_drawn() -> None:
+    samples = 40  # 780 pairs
+    embeddings, labels = torch.ones(samples, 3), torch.arange(samples)
+    class_means = torch.ones(samples, 3) / math.sqrt(3)
+    losses = official_class_mean_loss(embeddings, labels, class_means)
+    assert losses.between.item() == pytest.approx(16 / 4 * 0.75**2, rel=1e-5)  # 256 equal pairs, divided by 256
+
+    embeddings, _ = batch(samples, samples)
+    spread = torch.nn.functional.normalize(embeddings + 4, dim=1)
+
+    def between(seed: Tensor | None) -> float:
+        return official_class_mean_loss(embeddings + 4, labels, spread, seed=seed).between.item()
+
+    assert between(torch.tensor(7)) == between(torch.tensor(7))
+    draws = {between(torch.tensor(seed)) for seed in range(5)}
+    assert len(draws) == 5
+    torch.manual_seed(3)
+    first = between(None)
+    torch.manual_seed(3)
+    assert between(None) == first
+    state = torch.get_rng_state()
+    official_class_mean_loss(embeddings[:23] + 4, labels[:23], spread[:23])
+    assert torch.equal(torch.get_rng_state(), state)  # all 253 pairs of 23 samples are taken: nothing is drawn
+
+
+def test_the_draws_of_pairs_are_without_bias() -> None:
+    """The mean over many draws is the mean over all pairs, of which 256 are drawn."""
+    embeddings, labels = batch(40, 12, seed=4)
+    embeddings = (embeddings / 4 + 1).double()
+    class_means = torch.nn.functional.normalize(embeddings[:12], dim=1)
+    draws = torch.stack(
+        [official_class_mean_loss(embeddings, labels, class_means, seed=torch.tensor(s)).between for s in range(200)]
+    )
+    means = official_class_mean_loss(embeddings, labels, class_means).batch_means
+    hinges = []
+    for i in range(40):
+        for j in range(i):
+            distance = (means[i] - means[j]).square().sum()
+            if labels[i] != labels[j] and distance < 0.75:
+                hinges.append((0.75 - distance) ** 2)
+    assert len(hinges) > 300
+    expected = 4 * torch.stack(hinges).mean()
+    assert (draws.mean() - expected).abs() < 4 * draws.std() / math.sqrt(200)
+    assert draws.std() > 0
