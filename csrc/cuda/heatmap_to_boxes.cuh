@@ -1,0 +1,75 @@
+// Boxes around the hot part of heat maps, ELoPE section 5: one warp per map.
+#pragma once
+
+#include "../common/heatmap_to_boxes.h"
+#include "index.cuh"
+#include "reduction.cuh"
+
+namespace fgvc_ext::cuda {
+
+constexpr int kBoxThreads = kWarpsPerBlock * kWarp;
+
+struct Smaller {
+  template <class T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a < b ? a : b;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kBoxThreads) box_of_map(HeatmapToBoxes op, Divisor<uint32_t> columns) {
+  using Value = Accumulation<T>;
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp_index();
+  if (number >= op.maps) return;
+  const auto map = Global<const T>(op.heatmaps).from(number * op.stride[0]);
+  const auto positions = static_cast<uint32_t>(op.height * op.width);
+  const auto value_at = [&](uint32_t row, uint32_t column) {
+    return widen(map.load(row * op.stride[1] + column * op.stride[2]));
+  };
+
+  Value lowest = value_at(0, 0), highest = lowest, zero = 0;  // NaN as soon as a value is not finite
+  for (uint32_t position = lane_index(); position < positions; position += kWarp) {
+    uint32_t column;
+    const uint32_t row = columns.divide(position, column);
+    const Value value = value_at(row, column);
+    lowest = Smaller()(value, lowest);
+    highest = Larger()(value, highest);
+    zero += value - value;
+  }
+  lowest = warp_reduce(lowest, Smaller());
+  highest = warp_reduce(highest, Larger());
+  const bool finite = warp_reduce(zero, Sum()) == 0;
+
+  const Value bound = static_cast<Value>(op.threshold) * (highest - lowest);
+  int left = INT32_MAX, top = INT32_MAX, right = -1, bottom = -1;
+  for (uint32_t position = lane_index(); position < positions; position += kWarp) {
+    uint32_t column;
+    const uint32_t row = columns.divide(position, column);
+    if (!(value_at(row, column) - lowest > bound)) continue;
+    left = Smaller()(static_cast<int>(column), left);
+    right = Larger()(static_cast<int>(column), right);
+    top = Smaller()(static_cast<int>(row), top);
+    bottom = Larger()(static_cast<int>(row), bottom);
+  }
+  left = warp_reduce(left, Smaller());
+  right = warp_reduce(right, Larger());
+  top = warp_reduce(top, Smaller());
+  bottom = warp_reduce(bottom, Larger());
+  if (lane_index() != 0) return;
+
+  const Value image_width = static_cast<Value>(op.image_width), image_height = static_cast<Value>(op.image_height);
+  const Value width = static_cast<Value>(op.width), height = static_cast<Value>(op.height);
+  const Value min_size = static_cast<Value>(op.min_size);
+  const Value x1 = static_cast<Value>(left) * image_width / width;
+  const Value x2 = static_cast<Value>(right + 1) * image_width / width;
+  const Value y1 = static_cast<Value>(top) * image_height / height;
+  const Value y2 = static_cast<Value>(bottom + 1) * image_height / height;
+  const bool whole = !finite || highest == lowest || right < 0 || x2 - x1 < min_size || y2 - y1 < min_size;
+  const auto box = Global<Value>(op.boxes).from(number * 4);
+  box.store(0, whole ? 0 : x1);
+  box.store(1, whole ? 0 : y1);
+  box.store(2, whole ? image_width : x2);
+  box.store(3, whole ? image_height : y2);
+}
+
+}  // namespace fgvc_ext::cuda

@@ -1,0 +1,84 @@
+// Orthogonal loss, knowledge transfer eq. 2–5: one block per sample. It adds up |z| over the teachers where the gradient
+// will stand, then turns that into the sample's share of the loss and into the gradient to the student's map.
+#pragma once
+
+#include "../common/orthogonal_loss.h"
+#include "loss_gradient.cuh"
+
+namespace fgvc_ext::cuda {
+
+constexpr int kOrthogonalThreads = 128;
+
+// z(x) = (x − mean) / largest / deviation, eq. 2. The largest |x − mean| is divided out first: z does not depend on the
+// map's scale, and so the squares of small and of large maps are finite.
+template <class Value>
+struct Normalisation {
+  bool constant;  // z = 0: such a map has no direction
+  Value mean, largest, deviation;
+
+  __device__ Value operator()(Value x) const { return constant ? Value(0) : (x - mean) / largest / deviation; }
+};
+
+// All threads of the block must call.
+template <class T>
+__device__ Normalisation<Accumulation<T>> normalisation_of(const Global<const T>& map, unsigned positions) {
+  using Value = Accumulation<T>;
+  const Value first = widen(map.load(0u)), count = static_cast<Value>(positions);
+  Value total = 0, largest = 0, squares = 0;
+  unsigned others = 0;
+  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
+    const Value x = widen(map.load(i));
+    total += x;
+    others += !(x == first);
+  }
+  const Value mean = block_reduce<kOrthogonalThreads>(total, Sum()) / count;
+  const bool constant = block_reduce<kOrthogonalThreads>(others, Sum()) == 0;
+  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads)
+    largest = Larger()(fabs(widen(map.load(i)) - mean), largest);
+  largest = block_reduce<kOrthogonalThreads>(largest, Larger());
+  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
+    const Value x = (widen(map.load(i)) - mean) / largest;
+    squares += x * x;
+  }
+  return {constant, mean, largest, sqrt(block_reduce<kOrthogonalThreads>(squares, Sum()) / count)};
+}
+
+template <class T>
+__global__ void __launch_bounds__(kOrthogonalThreads) orthogonal_sample(OrthogonalLoss op) {
+  using Value = Accumulation<T>;
+  const auto positions = static_cast<unsigned>(op.positions);
+  const int64_t sample = blockIdx.x, first = sample * op.positions;
+  const auto student = Global<const T>(op.student).from(first);
+  const auto gradient = Global<Value>(op.gradient).from(first);
+  const Value maps = static_cast<Value>(op.teachers) * static_cast<Value>(op.samples), count = static_cast<Value>(positions);
+
+  for (int64_t teacher = 0; teacher < op.teachers; ++teacher) {
+    const auto map = Global<const Value>(op.teacher_maps).from((teacher * op.samples + sample) * op.positions);
+    const auto z = normalisation_of<Value>(map, positions);
+    for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
+      const Value before = teacher == 0 ? Value(0) : gradient.load(i);
+      gradient.store(i, before + fabs(z(map.load(i))));
+    }
+  }
+
+  const auto z = normalisation_of<T>(student, positions);
+  Value total = 0, mean = 0, projection = 0;
+  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
+    const Value at = z(widen(student.load(i))), weight = gradient.load(i) / (maps * count);
+    const Value active = at <= 0 ? Value(0) : weight;
+    total += weight * (at <= 0 ? Value(0) : at);  // a NaN of either stays one
+    mean += active;
+    projection += active * at;
+    gradient.store(i, active);
+  }
+  total = block_reduce<kOrthogonalThreads>(total, Sum());
+  mean = block_reduce<kOrthogonalThreads>(mean, Sum()) / count;
+  projection = block_reduce<kOrthogonalThreads>(projection, Sum()) / count;
+  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
+    const Value along = gradient.load(i) - mean - z(widen(student.load(i))) * projection;
+    gradient.store(i, z.constant ? Value(0) : along / z.deviation / z.largest);
+  }
+  if (threadIdx.x == 0) Global<Value>(op.losses).store(sample, total);
+}
+
+}  // namespace fgvc_ext::cuda
