@@ -103,6 +103,17 @@ def test_there_is_no_gradient() -> None:
     assert not ops.heatmap_to_boxes(maps, threshold=0.3, image_size=50).requires_grad
 
 
+def test_no_value_is_looked_at() -> None:
+    """A whole graph for maps of any size: on a GPU, looking would wait. Under vmap as well."""
+    function = torch.compile(ops.heatmap_to_boxes, backend="aot_eager", fullgraph=True, dynamic=True)
+    maps = torch.rand(3, 9, 11)
+    for batch in (maps, maps[:2, :8], maps.transpose(1, 2)):
+        options = {"threshold": 0.7, "image_size": (300, 448)}
+        assert torch.equal(function(batch, **options), ops.heatmap_to_boxes(batch, **options))
+    mapped = torch.func.vmap(lambda one: ops.heatmap_to_boxes(one, threshold=0.7, image_size=448))(maps[:, None])
+    assert torch.equal(mapped[:, 0], ops.heatmap_to_boxes(maps, threshold=0.7, image_size=448))
+
+
 @pytest.mark.parametrize(
     ("maps", "options", "error", "message"),
     [
