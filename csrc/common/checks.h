@@ -88,14 +88,17 @@ class Checks {
   }
 
   static bool is_dense(const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
+    for (size_t i = 0; i < size.size(); ++i)
+      if (size[i] < 0 || stride[i] < 0) return false;
+    // Without elements any strides are those of a dense tensor, as in torch.
+    if (std::find(size.begin(), size.end(), 0) != size.end()) return true;
     std::vector<size_t> order(size.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return stride[a] < stride[b]; });
     int64_t elements = 1;
     for (const size_t i : order) {
-      if (size[i] < 0 || stride[i] < 0) return false;
       if (size[i] > 1 && stride[i] != elements) return false;
-      if (size[i] > 0 && __builtin_mul_overflow(elements, size[i], &elements)) return false;
+      if (__builtin_mul_overflow(elements, size[i], &elements)) return false;
     }
     return true;
   }
