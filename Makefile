@@ -12,7 +12,7 @@ GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 export TORCH_CUDA_ARCH_LIST ?= $(if $(filter 1,$(GPU)),,9.0)
 SOURCES := $(shell find csrc cmake CMakeLists.txt setup.py pyproject.toml -type f 2>/dev/null)
 
-.PHONY: demo test test-all test-torch bench lint format clean
+.PHONY: demo test test-all test-torch bench gpu gpu-build gpu-test gpu-bench gpu-train lint format clean
 
 $(VENV)/environment: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +49,24 @@ test-torch: $(VENV)/built-for-tests
 
 bench: $(VENV)/built
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# On a machine with a GPU, each part under 8 minutes, results into benchmarks/results/ as they come. Where nothing can be
+# installed, name an interpreter that has torch, pytest, hypothesis, pybind11, cmake and ninja: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+gpu: gpu-build
+	status=0; for part in gpu-test gpu-bench gpu-train; do $(MAKE) --no-print-directory $$part || status=1; done; exit $$status
+
+gpu-build: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/built-for-tests)
+	FGVC_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST=native $(GPU_PYTHON) setup.py build_ext --inplace
+
+gpu-test:
+	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/gpu.py ceilings test sanitize
+
+gpu-bench:
+	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/gpu.py bench
+
+gpu-train:
+	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/gpu.py train
 
 lint: $(VENV)/environment
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff mypy clang-format
