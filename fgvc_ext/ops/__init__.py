@@ -1,21 +1,11 @@
-"""Batched operators for fine-grained visual classification. One file an operator; its docstring is the contract."""
+"""Batched operators for fine-grained visual classification. One file per operator; its docstring is the contract."""
 
-from .class_mean_loss import ClassMeanLosses, class_mean_loss
-from .diversify import diversify, suppression_mask
-from .global_k_max_pool import global_k_max_pool
-from .gradient_boosting_cross_entropy import gradient_boosting_cross_entropy
-from .heatmap_to_boxes import heatmap_to_boxes
-from .orthogonal_loss import orthogonal_loss
-from .spatial_attention_map import spatial_attention_map
-
-__all__ = [
-    "ClassMeanLosses",
-    "class_mean_loss",
-    "diversify",
-    "global_k_max_pool",
-    "gradient_boosting_cross_entropy",
-    "heatmap_to_boxes",
-    "orthogonal_loss",
-    "spatial_attention_map",
-    "suppression_mask",
-]
+from .class_mean_loss import ClassMeanLosses as ClassMeanLosses
+from .class_mean_loss import class_mean_loss as class_mean_loss
+from .diversify import diversify as diversify
+from .diversify import suppression_mask as suppression_mask
+from .global_k_max_pool import global_k_max_pool as global_k_max_pool
+from .gradient_boosting_cross_entropy import gradient_boosting_cross_entropy as gradient_boosting_cross_entropy
+from .heatmap_to_boxes import heatmap_to_boxes as heatmap_to_boxes
+from .orthogonal_loss import orthogonal_loss as orthogonal_loss
+from .spatial_attention_map import spatial_attention_map as spatial_attention_map
