@@ -2,68 +2,96 @@
 
 #include "../common/diversify.h"
 #include "launch.cuh"
+#include "spread_bits.cuh"
 
 namespace fgvc_ext {
 namespace {
 
 using namespace cuda;
 
-// What a block may hold in shared memory without asking for more.
-constexpr int64_t kSharedBytes = 48 * 1024;
+// What a block may hold in shared memory without asking for more; some of it is in arrays.
+constexpr int64_t kSharedBytes = 44 * 1024;
 
-template <class T>
-auto pool_kernel(int elements) {
-  if constexpr (sizeof(T) == 2)
-    if (elements == 8) return suppress_and_pool<T, 8>;
-  if constexpr (sizeof(T) <= 4)
-    if (elements == 4) return suppress_and_pool<T, 4>;
-  return elements == 2 ? suppress_and_pool<T, 2> : suppress_and_pool<T, 1>;
+// Whether `maps` maps of a block fit into its shared memory, and their draws into 16 bits.
+bool fits_shared(const Patches& patches, int64_t positions, int64_t maps) {
+  return positions <= kSharedBytes && patches.draws <= UINT16_MAX && maps * patches.calls <= kSharedBytes &&
+         DiversifyShared(patches, static_cast<uint32_t>(positions), static_cast<uint32_t>(maps)).bits <= kSharedBytes;
 }
 
 template <class T>
-auto gradient_kernel(int elements) {
-  if constexpr (sizeof(T) == 2)
-    if (elements == 8) return spread_gradient<T, 8>;
-  if constexpr (sizeof(T) <= 4)
-    if (elements == 4) return spread_gradient<T, 4>;
-  return elements == 2 ? spread_gradient<T, 2> : spread_gradient<T, 1>;
+void suppress(const Launcher& on, const Diversify& op) {
+  const Layout4& layout = op.layout;
+  const Patches patches(op);
+  const auto shared = [&](int64_t maps) {
+    return DiversifyShared(patches, static_cast<uint32_t>(layout.positions()), static_cast<uint32_t>(maps)).bits;
+  };
+  with_index(layout, [&](auto index) {
+    using Index = decltype(index);
+    if (channels_are_interleaved(layout) && fits_shared(patches, layout.positions(), kWarp)) {
+      on.launch(suppress_channels<T, Index>, ChannelGroups<Index>::blocks(layout), kDiversifyThreads, shared(kWarp), op,
+                patches, ChannelGroups<Index>(layout));
+    } else if (fits_shared(patches, layout.positions(), kWarpsPerBlock)) {
+      with_elements<T>(chunk_size<T>(op.maps, layout), [&](auto elements) {
+        on.launch(suppress_and_pool<T, elements(), Index>, ceil_divide(layout.maps(), kWarpsPerBlock),
+                  kDiversifyThreads, shared(kWarpsPerBlock), op, patches, Maps<Index>(layout));
+      });
+    } else {
+      const int64_t bytes = int64_t{patches.calls} * 4;
+      on.launch(suppress_large<T, Index>, layout.maps(), kDiversifyThreads, bytes <= kSharedBytes ? bytes : 0, op,
+                patches, Maps<Index>(layout), bytes <= kSharedBytes);
+    }
+  });
+}
+
+template <class T, class Kind>
+void spread(const Launcher& on, const SpreadBits& op) {
+  const Layout4& layout = op.layout;
+  const int64_t shared = kWarp * ceil_divide(layout.positions(), kBitsPerByte);
+  with_index(layout, [&](auto index) {
+    using Index = decltype(index);
+    if (channels_are_interleaved(layout) && shared <= kSharedBytes) {
+      on.launch(spread_channels<T, Kind, Index>, ChannelGroups<Index>::blocks(layout), kSpreadThreads, shared, op,
+                ChannelGroups<Index>(layout));
+      return;
+    }
+    const auto with_chunks = [&](auto elements) {
+      const int64_t chunks = ceil_divide(layout.positions(), elements());
+      on.launch(spread_maps<T, Kind, elements(), Index>, ceil_divide(layout.maps() * chunks, kSpreadThreads),
+                kSpreadThreads, 0, op, Maps<Index>(layout), Divisor<Index>(chunks));
+    };
+    const int elements = chunk_size<T>(op.output, layout, kBitsPerByte);
+    if constexpr (sizeof(T) == 1) {
+      elements == 8 ? with_chunks(Constant<8>()) : with_chunks(Constant<1>());
+    } else {
+      with_elements<T>(elements, with_chunks);
+    }
+  });
 }
 
 std::tuple<Tensor, Tensor> diversify(const Tensor& maps, const Tensor& seed, int64_t peak_threshold,
                                      int64_t patch_threshold, int64_t patch_size, double alpha) {
-  const Launcher launch(maps);
+  const Launcher on(maps);
   const DiversifyCall call = prepare_diversify(maps, seed, peak_threshold, patch_threshold, patch_size, alpha);
-  const Diversify& op = call.op;
-  const int64_t calls = ceil_divide(1 + op.patch_rows() * op.patch_columns(), 4), drawn = calls * kMapsPerBlock;
-  const bool draws_fit = drawn <= kSharedBytes;
-  FGVC_SWITCH_CUDA_DTYPE(
-      op.dtype, launch(pool_kernel<T>(chunk_size<T>(op.maps, op.layout)), ceil_divide(op.layout.maps(), kMapsPerBlock),
-                       kMapsPerBlock * kWarp, draws_fit ? drawn : 0, op, calls, draws_fit));
+  FGVC_SWITCH_CUDA_DTYPE(call.op.dtype, suppress<T>(on, call.op));
   return {call.scores, call.bits};
 }
 
-int64_t spread_threads(const Layout4& layout) { return layout.maps() * ceil_divide(layout.positions(), kByte); }
-
 Tensor diversify_backward(const Tensor& grad, const Tensor& bits, double alpha, std::vector<int64_t> size,
                           std::vector<int64_t> stride) {
-  const Launcher launch(grad);
+  const Launcher on(grad);
   Tensor maps = empty_strided(grad, size, stride);
   const Tensor dense_grad = as_dense(grad);
   const SpreadBits op = gradient_arguments(dense_grad, bits, alpha, maps);
-  const int64_t threads = spread_threads(op.layout);
-  FGVC_SWITCH_CUDA_DTYPE(op.dtype, launch(gradient_kernel<T>(chunk_size<T>(op.output, op.layout)),
-                                          ceil_divide(threads, kSpreadThreads), kSpreadThreads, 0, op, threads));
+  FGVC_SWITCH_CUDA_DTYPE(op.dtype, (spread<T, GradientShades>(on, op)));
   return maps;
 }
 
 Tensor suppression_mask(const Tensor& maps, const Tensor& seed, int64_t peak_threshold, int64_t patch_threshold,
                         int64_t patch_size) {
   const Tensor bits = std::get<1>(diversify(maps, seed, peak_threshold, patch_threshold, patch_size, 1.));
-  const Launcher launch(maps);
+  const Launcher on(maps);
   Tensor mask = dense_like(maps, ScalarType::Bool);
-  const SpreadBits op = mask_arguments(bits, mask);
-  const int64_t threads = spread_threads(op.layout);
-  launch(spread_mask, ceil_divide(threads, kSpreadThreads), kSpreadThreads, 0, op, threads);
+  spread<uint8_t, MaskShades>(on, mask_arguments(bits, mask));
   return mask;
 }
 

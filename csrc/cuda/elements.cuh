@@ -1,4 +1,4 @@
-// Elements of the contract's dtypes on the device: conversion to the accumulation type, and chunks of up to 16 bytes.
+// Elements of the contract's dtypes on the device: conversion to the accumulation type, and keys that order them.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,22 +10,10 @@
 #include "../common/dtype.h"
 #include "../common/layout.h"
 
-#ifndef FGVC_EXT_EMULATE_CUDA
-namespace fgvc_ext {
-
-// The block's dynamic shared memory, as many bytes as the launch asked for.
-template <class T>
-__device__ T* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char memory[];
-  return reinterpret_cast<T*>(memory);
-}
-
-}  // namespace fgvc_ext
-#endif
-
 namespace fgvc_ext::cuda {
 
-constexpr int kMapsPerBlock = 8;  // a warp a map; neighbouring channels share the sectors of a channels_last tensor
+constexpr int kWarp = 32;
+constexpr int kWarpsPerBlock = 8;
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
@@ -45,53 +33,47 @@ __device__ __forceinline__ __half narrow<__half>(float x) {
   return __float2half(x);
 }
 
-// `Count` elements that one memory access moves.
-template <class T, int Count>
-struct alignas(sizeof(T) * Count) Chunk {
-  T element[Count];
-};
+// Keys are unsigned numbers in the order of the values: −0 and +0 share one, all NaN share the largest. No value has
+// the key 0, which stands for nothing.
+__device__ __forceinline__ uint32_t ordered_key(float x) {
+#ifdef FGVC_EXT_EMULATE_CUDA
+  // A GPU's addition gives every NaN the bits 0x7FFFFFFF (CUDA programming guide, "Floating-Point Standard").
+  const uint32_t bits = x != x ? 0x7FFFFFFFu : __float_as_uint(x + 0.f);
+#else
+  const uint32_t bits = __float_as_uint(x + 0.f);  // −0 becomes +0
+#endif
+  return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+}
+__device__ __forceinline__ uint64_t ordered_key(double x) {
+  if (x != x) return ~uint64_t{0};
+  const auto bits = static_cast<uint64_t>(__double_as_longlong(x + 0.));
+  return bits ^ (static_cast<uint64_t>(static_cast<int64_t>(bits) >> 63) | uint64_t{1} << 63);
+}
+__device__ __forceinline__ float value_of_key(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
+}
+__device__ __forceinline__ double value_of_key(uint64_t key) {
+  const uint64_t sign = uint64_t{1} << 63;
+  return __longlong_as_double(static_cast<long long>(key & sign ? key & ~sign : ~key));
+}
 
-// How many elements one access may move: 16 bytes where maps and their memory are aligned to it, else 8, else one
-// element.
 template <class T>
-int chunk_size(const void* data, const Layout4& layout) {
+using KeyOf = decltype(ordered_key(Accumulation<T>{}));
+
+// How many elements one access may move: 16 bytes where every map begins and ends at a multiple of them, else 8, else
+// one element.
+template <class T>
+int chunk_size(const void* data, const Layout4& layout, int most = 16) {
   if (!layout.map_is_contiguous()) return 1;
-  for (int bytes = 16; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
-    const auto aligned = [&](int64_t elements) { return elements * static_cast<int64_t>(sizeof(T)) % bytes == 0; };
-    if (reinterpret_cast<uintptr_t>(data) % bytes == 0 && aligned(layout.positions()) && aligned(layout.stride[0]) &&
-        aligned(layout.stride[1]))
-      return bytes / static_cast<int>(sizeof(T));
+  const int64_t size = static_cast<int64_t>(sizeof(T));
+  for (int elements = 16 / static_cast<int>(size) < most ? 16 / static_cast<int>(size) : most;
+       elements * size >= 8 && elements > 1; elements /= 2) {
+    const auto aligned = [&](int64_t count) { return count % elements == 0; };
+    if (reinterpret_cast<uintptr_t>(data) % (elements * size) == 0 && aligned(layout.positions()) &&
+        (layout.samples == 1 || aligned(layout.stride[0])) && (layout.channels == 1 || aligned(layout.stride[1])))
+      return elements;
   }
   return 1;
 }
-
-// The memory of one map.
-template <class T>
-struct Map {
-  T* data;
-  int64_t width, row_stride, column_stride;
-  bool contiguous;
-
-  __device__ static Map at(void* base, const Layout4& layout, int64_t map) {
-    const int64_t sample = map / layout.channels, channel = map - sample * layout.channels;
-    return {static_cast<T*>(base) + layout.offset(sample, channel), layout.width, layout.stride[2], layout.stride[3],
-            layout.map_is_contiguous()};
-  }
-  __device__ int64_t offset(int64_t position) const {
-    if (contiguous) return position;
-    const int64_t y = position / width;
-    return y * row_stride + (position - y * width) * column_stride;
-  }
-  __device__ T& operator[](int64_t position) const { return data[offset(position)]; }
-
-  template <int Count>
-  __device__ Chunk<T, Count> load(int64_t position) const {
-    if constexpr (Count == 1) {
-      return {{(*this)[position]}};
-    } else {
-      return *reinterpret_cast<const Chunk<T, Count>*>(data + position);
-    }
-  }
-};
 
 }  // namespace fgvc_ext::cuda

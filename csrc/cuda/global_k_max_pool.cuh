@@ -1,184 +1,270 @@
-// Global k-max pooling, ELoPE eq. 2–4: a warp a map. Every lane keeps the best of what it reads in a sorted list in
-// registers; the lists are then merged, one rank a round.
+// Global k-max pooling, ELoPE eq. 2–4, forward: the k largest values of each map in order, their positions, and their
+// weighted mean. One warp per map, or one block where maps are large (`pool_maps`); one lane per channel where channels
+// lie side by side (`pool_channels`); a block that sorts where k is large (`pool_sorted`).
 #pragma once
 
 #include "../common/arguments.h"
-#include "elements.cuh"
-#include "reduction.cuh"
+#include "index.cuh"
+#include "selection.cuh"
 
 namespace fgvc_ext::cuda {
 
-constexpr int kListLimit = 16;  // larger k take the best of the rest, k times
+constexpr int kPoolThreads = kWarpsPerBlock * kWarp;
+constexpr int kWarpLimit = kWarp;   // k up to which each lane of a warp holds one rank
+constexpr int kCapacityLimit = 16;  // k up to which one lane holds all ranks of its channel
+constexpr int kKeysPerLane = 8;     // of a map, at a time
+constexpr uint32_t kTile = kWarp * kKeysPerLane;
+constexpr uint32_t kLargeMap = 4 * kTile;  // positions from which on a whole block works on each map
 
-// A value and where it stands: larger first, NaN the largest, among equals the lower index.
-template <class Value>
-struct Ranked {
-  Value value;
-  int32_t index;
-
-  __device__ static Ranked none() { return {static_cast<Value>(-INFINITY), INT32_MAX}; }
-  __device__ bool before(const Ranked& other) const {
-    if (value > other.value) return true;
-    if (value < other.value) return false;
-    const bool nan = value != value, other_nan = other.value != other.value;
-    return nan != other_nan ? nan : index < other.index;
+// Writes what was found of a rank; `at` counts the ranks of all maps.
+template <class Value, class Index, class Key>
+__device__ __forceinline__ void store_rank(const GlobalKMaxPool& op, Index at, const Ranked<Key>& found) {
+  if (op.narrow_indices) {
+    Global<int16_t>(op.indices).store(at, static_cast<int16_t>(found.position));
+  } else {
+    Global<int32_t>(op.indices).store(at, static_cast<int32_t>(found.position));
   }
-};
+  if (op.values) Global<Value>(op.values).store(at, value_of_key(found.key));
+}
 
+// weight_r · value_r, a term of eq. 4.
 template <class Value>
-__device__ Ranked<Value> warp_first(Ranked<Value> best) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const Ranked<Value> other{__shfl_xor_sync(kAllLanes, best.value, distance),
-                              __shfl_xor_sync(kAllLanes, best.index, distance)};
-    if (other.before(best)) best = other;
+__device__ __forceinline__ Value weighted(const GlobalKMaxPool& op, uint32_t rank, Value value) {
+  return op.weight ? Global<const Value>(op.weight).load(rank) * value : value;
+}
+
+// ---------------------------------------------------------------------------------------- a warp, or a block, per map
+
+// The first of what a warp reads: tiles `first`, `first + step`, … of a map. Lane r gets rank r.
+template <class T, int Elements, class Index>
+__device__ __forceinline__ Ranked<KeyOf<T>> first_of_map(const Global<const T>& map, const Maps<Index>& maps,
+                                                         uint32_t first, uint32_t step, unsigned k,
+                                                         WarpList<KeyOf<T>>& list) {
+  using Key = KeyOf<T>;
+  Ranked<Key> best{0, 0};
+  for (uint32_t begin = first * kTile; begin < maps.positions; begin += step * kTile) {
+    const uint32_t of_lane = begin + lane_index() * Elements;
+    constexpr int kChunks = kKeysPerLane / Elements;
+    Chunk<T, Elements> chunks[kChunks];  // all are on their way before the first is used
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const uint32_t position = of_lane + i * kWarp * Elements;
+      if (position < maps.positions) chunks[i] = maps.template load<Elements>(map, position);
+    }
+    Key keys[1 + kKeysPerLane], largest = 0;
+    keys[0] = best.key;
+#pragma unroll
+    for (int i = 0; i < kKeysPerLane; ++i) {
+      const bool inside = of_lane + i / Elements * Elements * kWarp < maps.positions;
+      keys[1 + i] = inside ? ordered_key(widen(chunks[i / Elements].element[i % Elements])) : Key{0};
+      largest = Larger()(largest, keys[1 + i]);
+    }
+    // Most tiles of a large map have nothing that comes before the k-th so far.
+    if (!__any_sync(kAllLanes, largest > __shfl_sync(kAllLanes, best.key, k - 1))) continue;
+    const auto position = [&](int slot) {
+      return slot == 0 ? best.position : of_lane + (slot - 1) / Elements * Elements * kWarp + (slot - 1) % Elements;
+    };
+    best = first_of_warp(keys, position, maps.positions, k, list);
   }
   return best;
 }
 
-// Writes rank after rank of one map, and in the end their mean.
-template <class T>
-class RankWriter {
- public:
+// k ≤ 32; `Warps` work on each map, one or all of the block.
+template <class T, int Elements, int Warps, class Index>
+__global__ void __launch_bounds__(kPoolThreads) pool_maps(GlobalKMaxPool op, Maps<Index> maps) {
   using Value = Accumulation<T>;
-  __device__ RankWriter(const GlobalKMaxPool& op, int64_t map) : op_(op), map_(map) {}
+  using Key = KeyOf<T>;
+  __shared__ WarpList<Key> lists[kWarpsPerBlock];
+  const unsigned warp = warp_index(), lane = lane_index(), k = static_cast<unsigned>(op.k);
+  const Index map = Warps > 1 ? Index{blockIdx.x} : Index{blockIdx.x} * kWarpsPerBlock + warp;
+  if (map >= maps.count) return;  // never a part of a block that meets at a barrier
+  const auto memory = Global<const T>(op.features).from(maps.begin(map));
 
-  __device__ void write(int64_t rank, const Ranked<Value>& found) {
-    const auto* weight = static_cast<const Value*>(op_.weight);
-    total_ += weight ? weight[rank] * found.value : found.value;
-    if (threadIdx.x % kWarp != 0) return;
-    const int64_t at = map_ * op_.k + rank;
-    if (op_.narrow_indices) {
-      static_cast<int16_t*>(op_.indices)[at] = static_cast<int16_t>(found.index);
-    } else {
-      static_cast<int32_t*>(op_.indices)[at] = found.index;
+  Ranked<Key> best = first_of_map<T, Elements>(memory, maps, Warps > 1 ? warp : 0, Warps, k, lists[warp]);
+  if constexpr (Warps > 1) {
+    __shared__ WarpList<Key> merged;
+    lists[warp].entry[lane] = lane < k ? best : Ranked<Key>{0, 0};
+    __syncthreads();
+    if (warp != 0) return;
+    Key keys[Warps];
+    uint32_t positions[Warps];
+#pragma unroll
+    for (int i = 0; i < Warps; ++i) {
+      keys[i] = lists[i].entry[lane].key;
+      positions[i] = lists[i].entry[lane].position;
     }
-    if (op_.values) static_cast<Value*>(op_.values)[at] = found.value;
-  }
-  __device__ void write_mean() const {
-    if (threadIdx.x % kWarp == 0)
-      static_cast<T*>(op_.output)[map_] = narrow<T>(static_cast<Value>(total_ / static_cast<double>(op_.k)));
+    best = first_of_warp(keys, [&](int slot) { return positions[slot]; }, maps.positions, k, merged);
   }
 
- private:
-  const GlobalKMaxPool& op_;
-  int64_t map_;
-  double total_ = 0;  // a large k is a long sum
+  Value term = 0;
+  if (lane < k) {
+    store_rank<Value>(op, map * k + lane, best);
+    term = weighted<Value>(op, lane, value_of_key(best.key));
+  }
+  const Value total = warp_reduce(term, Sum());
+  if (lane == 0) Global<T>(op.output).store(map, narrow<T>(total / static_cast<Value>(k)));
+}
+
+// ------------------------------------------------------------------------------------------------- a lane per channel
+
+// The first of one channel in order, in registers of one lane.
+template <class Key, int Capacity>
+struct LaneList {
+  Ranked<Key> entry[Capacity];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < Capacity; ++i) entry[i] = {0, 0};
+  }
+  // `before(candidate, entry)`: whether the candidate comes before an entry.
+  template <class Before>
+  __device__ __forceinline__ void insert(const Ranked<Key>& candidate, Before before) {
+    if (!before(candidate, entry[Capacity - 1])) return;
+#pragma unroll
+    for (int i = Capacity - 1; i > 0; --i) {
+      if (before(candidate, entry[i - 1])) {
+        entry[i] = entry[i - 1];
+      } else if (before(candidate, entry[i])) {
+        entry[i] = candidate;
+      }
+    }
+    if (before(candidate, entry[0])) entry[0] = candidate;
+  }
 };
 
-// k ≤ Capacity. `Elements` of a map move at a time.
-template <class T, int Capacity, int Elements>
-__global__ void __launch_bounds__(kMapsPerBlock* kWarp) pool_with_lists(GlobalKMaxPool op) {
+// k ≤ Capacity. Warp w of the block reads positions w, w + 8, … of 32 channels; then the warps' lists are merged.
+template <class T, int Capacity, class Index>
+__global__ void __launch_bounds__(kPoolThreads) pool_channels(GlobalKMaxPool op, ChannelGroups<Index> groups) {
   using Value = Accumulation<T>;
-  const int64_t map = static_cast<int64_t>(blockIdx.x) * kMapsPerBlock + threadIdx.x / kWarp;
-  if (map >= op.layout.maps()) return;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t positions = op.layout.positions();
-  const auto memory = Map<const T>::at(const_cast<void*>(op.features), op.layout, map);
+  using Key = KeyOf<T>;
+  constexpr int kAtOnce = 4;  // loads in flight
+  const ChannelGroup<Index> group(groups, blockIdx.x);
+  const Maps<Index>& maps = groups.maps;
+  const unsigned warp = warp_index(), lane = lane_index(), k = static_cast<unsigned>(op.k);
+  const bool has_channel = lane < group.channels;
+  const auto memory = Global<const T>(op.features).from(group.begin + lane);
 
-  Ranked<Value> list[Capacity];
+  LaneList<Key, Capacity> list;
+  list.clear();
+  for (uint32_t first = warp; first < maps.positions; first += kWarpsPerBlock * kAtOnce) {
+    Key keys[kAtOnce];
 #pragma unroll
-  for (int i = 0; i < Capacity; ++i) list[i] = Ranked<Value>::none();
-  for (int64_t position = lane * Elements; position < positions; position += kWarp * Elements) {
-    const auto chunk = memory.template load<Elements>(position);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const uint32_t position = first + i * kWarpsPerBlock;
+      keys[i] = 0;
+      if (has_channel && position < maps.positions) keys[i] = ordered_key(widen(memory.load(maps.offset(position))));
+    }
+    // Positions come in order, so equals stay behind what was there.
 #pragma unroll
-    for (int e = 0; e < Elements; ++e) {
-      Ranked<Value> candidate{widen(chunk.element[e]), static_cast<int32_t>(position + e)};
-      if (!candidate.before(list[Capacity - 1])) continue;
+    for (int i = 0; i < kAtOnce; ++i)
+      list.insert({keys[i], first + i * kWarpsPerBlock},
+                  [](const Ranked<Key>& a, const Ranked<Key>& b) { return a.key > b.key; });
+  }
+
+  __shared__ Ranked<Key> handed[kWarpsPerBlock / 2][Capacity][kWarp];
+#pragma unroll 1
+  for (unsigned half = kWarpsPerBlock / 2; half > 0; half /= 2) {
+    if (warp >= half && warp < 2 * half)
 #pragma unroll
-      for (int i = 0; i < Capacity; ++i) {
-        if (!candidate.before(list[i])) continue;
-        const Ranked<Value> displaced = list[i];
-        list[i] = candidate;
-        candidate = displaced;
+      for (int i = 0; i < Capacity; ++i) handed[warp - half][i][lane] = list.entry[i];
+    __syncthreads();
+    if (warp < half)
+#pragma unroll 1
+      for (unsigned i = 0; i < k; ++i)
+        list.insert(handed[warp][i][lane], [](const Ranked<Key>& a, const Ranked<Key>& b) { return a.before(b); });
+    __syncthreads();
+  }
+
+  if (warp == 0) {
+    Value total = 0;
+#pragma unroll
+    for (unsigned i = 0; i < Capacity; ++i) {
+      handed[0][i][lane] = list.entry[i];
+      if (i < k) total += weighted<Value>(op, i, value_of_key(list.entry[i].key));
+    }
+    if (has_channel) Global<T>(op.output).store(group.first_map + lane, narrow<T>(total / static_cast<Value>(k)));
+  }
+  __syncthreads();
+  // The channels' ranks lie side by side: written in the order of memory.
+  for (unsigned i = threadIdx.x; i < group.channels * k; i += kPoolThreads)
+    store_rank<Value>(op, group.first_map * k + i, handed[0][i % k][i / k]);
+}
+
+// ------------------------------------------------------------------------------------------------------------ large k
+
+constexpr unsigned kWindow = 1024;  // ranks that are sorted together
+
+// Sorts entries in shared memory: a bitonic network, the block's threads on different pairs.
+template <class Key>
+__device__ void sort_window(Ranked<Key> (&entry)[kWindow]) {
+#pragma unroll 1
+  for (unsigned run = 2; run <= kWindow; run *= 2) {
+#pragma unroll 1
+    for (unsigned distance = run / 2; distance > 0; distance /= 2) {
+      __syncthreads();
+      for (unsigned i = threadIdx.x; i < kWindow / 2; i += kPoolThreads) {
+        const unsigned low = i / distance * 2 * distance + i % distance, high = low + distance;
+        const Ranked<Key> first = entry[low], second = entry[high];
+        const bool upwards = (low & run) == 0;
+        if (second.before(first) == upwards) {
+          entry[low] = second;
+          entry[high] = first;
+        }
       }
     }
   }
+  __syncthreads();
+}
 
-  RankWriter<T> writer(op, map);
-  for (int64_t rank = 0; rank < op.k; ++rank) {
-    const Ranked<Value> first = warp_first(list[0]);
-    if (list[0].index == first.index) {
-#pragma unroll
-      for (int i = 0; i + 1 < Capacity; ++i) list[i] = list[i + 1];
-      list[Capacity - 1] = Ranked<Value>::none();
+// Any k: a block finds where each window of ranks begins and ends, collects what is in it, and sorts that.
+template <class T, class Index>
+__global__ void __launch_bounds__(kPoolThreads) pool_sorted(GlobalKMaxPool op, Maps<Index> maps) {
+  using Value = Accumulation<T>;
+  using Key = KeyOf<T>;
+  __shared__ Ranked<Key> window[kWindow];
+  __shared__ unsigned found;
+  const Index map = blockIdx.x;
+  const unsigned k = static_cast<unsigned>(op.k);
+  const auto memory = Global<const T>(op.features).from(maps.begin(map));
+  const auto load = [&](uint32_t position) {
+    return Ranked<Key>{ordered_key(widen(memory.load(maps.offset(position)))), position};
+  };
+  const auto count = [&](auto wanted) {
+    unsigned of_thread = 0;
+    for (uint32_t i = threadIdx.x; i < maps.positions; i += kPoolThreads) of_thread += wanted(load(i));
+    return block_reduce<kPoolThreads>(of_thread, Sum());
+  };
+
+  Ranked<Key> before{~Key{0}, 0};  // the window's entries are this one or come after it
+  double total = 0;                // a large k is a long sum
+  for (unsigned first = 0; first < k; first += kWindow) {
+    const unsigned size = k - first < kWindow ? k - first : kWindow, end = first + size;
+    const Key key = reached_by<Key>(1, ~Key{0}, end, end, [&](Key least) {
+      return count([&](const Ranked<Key>& one) { return one.key >= least; });
+    });
+    const uint32_t position = ~reached_by<uint32_t>(~(maps.positions - 1), ~0u, end, end, [&](uint32_t at) {
+      return count([&](const Ranked<Key>& one) { return !Ranked<Key>{key, ~at}.before(one); });
+    });
+    const Ranked<Key> last{key, position};
+
+    __syncthreads();  // the window before has been written
+    for (unsigned i = threadIdx.x; i < kWindow; i += kPoolThreads) window[i] = {0, ~0u};
+    if (threadIdx.x == 0) found = 0;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < maps.positions; i += kPoolThreads) {
+      const Ranked<Key> one = load(i);
+      // In any order: sorted, they have one.
+      if (!one.before(before) && !last.before(one)) window[atomicAdd(&found, 1u)] = one;
     }
-    writer.write(rank, first);
-  }
-  writer.write_mean();
-}
-
-// Any k: rank by rank the first of those that come after the last one found.
-template <class T>
-__global__ void __launch_bounds__(kMapsPerBlock* kWarp) pool_rank_by_rank(GlobalKMaxPool op) {
-  using Value = Accumulation<T>;
-  const int64_t map = static_cast<int64_t>(blockIdx.x) * kMapsPerBlock + threadIdx.x / kWarp;
-  if (map >= op.layout.maps()) return;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t positions = op.layout.positions();
-  const auto memory = Map<const T>::at(const_cast<void*>(op.features), op.layout, map);
-  RankWriter<T> writer(op, map);
-  Ranked<Value> last{static_cast<Value>(NAN), -1};  // before everything
-  for (int64_t rank = 0; rank < op.k; ++rank) {
-    Ranked<Value> best = Ranked<Value>::none();
-    for (int64_t position = lane; position < positions; position += kWarp) {
-      const Ranked<Value> candidate{widen(memory[position]), static_cast<int32_t>(position)};
-      if (last.before(candidate) && candidate.before(best)) best = candidate;
+    sort_window(window);
+    for (unsigned i = threadIdx.x; i < size; i += kPoolThreads) {
+      store_rank<Value>(op, map * k + first + i, window[i]);
+      total += weighted<Value>(op, first + i, value_of_key(window[i].key));
     }
-    last = warp_first(best);
-    writer.write(rank, last);
+    before = {last.key, last.position + 1};
   }
-  writer.write_mean();
-}
-
-// Clears the map's gradient, then writes its k entries.
-template <class T, int Elements>
-__global__ void __launch_bounds__(kMapsPerBlock* kWarp) scatter_gradient(GlobalKMaxPoolBackward op) {
-  using Value = Accumulation<T>;
-  const int64_t map = static_cast<int64_t>(blockIdx.x) * kMapsPerBlock + threadIdx.x / kWarp;
-  if (map >= op.layout.maps()) return;
-  const int lane = threadIdx.x % kWarp;
-  const auto memory = Map<T>::at(op.grad_features, op.layout, map);
-  Chunk<T, Elements> zeros;
-#pragma unroll
-  for (int e = 0; e < Elements; ++e) zeros.element[e] = narrow<T>(0);
-  for (int64_t position = lane * Elements; position < op.layout.positions(); position += kWarp * Elements)
-    *reinterpret_cast<Chunk<T, Elements>*>(&memory[position]) = zeros;
-  __syncwarp();  // no entry may be overwritten by another lane's zero
-  const Value share = widen(static_cast<const T*>(op.grad)[map]) / static_cast<Value>(op.k);
-  for (int64_t rank = lane; rank < op.k; rank += kWarp) {
-    const int64_t at = map * op.k + rank;
-    const int64_t index =
-        op.narrow_indices ? static_cast<const int16_t*>(op.indices)[at] : static_cast<const int32_t*>(op.indices)[at];
-    memory[index] = narrow<T>(op.weight ? share * static_cast<const Value*>(op.weight)[rank] : share);
-  }
-}
-
-constexpr int kWeightThreads = 256;
-constexpr int64_t kMapsPerChunk = 4096;
-
-// Σ grad · S_r / k of one chunk of maps: the block's row of sums [chunks,k].
-template <class T>
-__global__ void __launch_bounds__(kWeightThreads) sum_weight_gradient(GlobalKMaxPoolWeightGrad op, int64_t maps) {
-  using Value = Accumulation<T>;
-  const int64_t begin = blockIdx.x * kMapsPerChunk, end = begin + kMapsPerChunk < maps ? begin + kMapsPerChunk : maps;
-  for (int64_t rank = 0; rank < op.k; ++rank) {
-    Value total = 0;
-    for (int64_t map = begin + threadIdx.x; map < end; map += kWeightThreads)
-      total += widen(static_cast<const T*>(op.grad)[map]) / static_cast<Value>(op.k) *
-               static_cast<const Value*>(op.values)[map * op.k + rank];
-    total = block_reduce<kWeightThreads>(total, Sum());
-    if (threadIdx.x == 0) static_cast<Value*>(op.sums)[blockIdx.x * op.k + rank] = total;
-  }
-}
-
-// The second stage: a block a rank.
-template <class Value>
-__global__ void __launch_bounds__(kWeightThreads)
-    sum_chunks(const Value* sums, Value* total, int64_t chunks, int64_t k) {
-  Value of_thread = 0;
-  for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += kWeightThreads) of_thread += sums[chunk * k + blockIdx.x];
-  of_thread = block_reduce<kWeightThreads>(of_thread, Sum());
-  if (threadIdx.x == 0) total[blockIdx.x] = of_thread;
+  total = block_reduce<kPoolThreads>(total, Sum());
+  if (threadIdx.x == 0) Global<T>(op.output).store(map, narrow<T>(static_cast<Value>(total / k)));
 }
 
 }  // namespace fgvc_ext::cuda

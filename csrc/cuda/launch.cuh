@@ -7,7 +7,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "../common/tensor.h"
+#include "index.cuh"
 
 #ifdef FGVC_EXT_EMULATE_CUDA
 #define FGVC_CUDA_KEY CPU
@@ -40,6 +43,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
 
 namespace fgvc_ext {
 
+// How many blocks a launch has.
+struct Blocks {
+  Blocks(int64_t blocks, int64_t parts = 1) : x(blocks), y(parts) {}  // NOLINT: a number will do
+  int64_t x, y;
+};
+
 // Device guard and stream of an operator's first tensor, held while its kernels are launched.
 class Launcher {
  public:
@@ -47,11 +56,11 @@ class Launcher {
       : guard_(tensor.get_device_index()), stream_(current_stream(tensor.get_device_index())) {}
 
   template <class Kernel, class... Arguments>
-  void operator()(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, Arguments&&... arguments) const {
-    if (blocks == 0) return;
-    STD_TORCH_CHECK(blocks <= 0x7FFFFFFF, "a launch of ", blocks, " blocks is more than CUDA allows");
-    launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), shared_bytes, stream_,
-           std::forward<Arguments>(arguments)...);
+  void launch(Kernel kernel, Blocks blocks, int threads, size_t shared_bytes, Arguments&&... arguments) const {
+    if (blocks.x == 0) return;
+    STD_TORCH_CHECK(blocks.x <= 0x7FFFFFFF, "a launch of ", blocks.x, " blocks is more than CUDA allows");
+    const dim3 grid(static_cast<unsigned>(blocks.x), static_cast<unsigned>(std::min<int64_t>(blocks.y, 65535)));
+    ::fgvc_ext::launch(kernel, grid, dim3(threads), shared_bytes, stream_, std::forward<Arguments>(arguments)...);
   }
 
  private:
@@ -60,6 +69,33 @@ class Launcher {
 };
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <int Value>
+using Constant = std::integral_constant<int, Value>;
+
+// Calls `function` with the number of elements of an access as a constant: 16 or 8 bytes of T, or one element.
+template <class T, class Function>
+void with_elements(int elements, Function function) {
+  constexpr int kMost = 16 / sizeof(T);
+  if (elements == kMost) return function(Constant<kMost>());
+  if constexpr (kMost > 2)
+    if (elements == kMost / 2) return function(Constant<kMost / 2>());
+  function(Constant<1>());
+}
+
+// Calls `function` with the smallest capacity that holds k ≤ 16 as a constant.
+template <class Function>
+void with_capacity(int64_t k, Function function) {
+  if (k > 8) return function(Constant<16>());
+  if (k > 4) return function(Constant<8>());
+  k > 1 ? function(Constant<4>()) : function(Constant<1>());
+}
+
+// Calls `function` with a number of the type that indexes tensors of this layout.
+template <class Function>
+void with_index(const Layout4& layout, Function function) {
+  cuda::fits_32_bits(layout) ? function(uint32_t{}) : function(uint64_t{});
+}
 
 }  // namespace fgvc_ext
 

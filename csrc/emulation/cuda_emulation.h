@@ -59,6 +59,13 @@ T* dynamic_shared() {
 
 namespace emulation {
 
+// Called at every load and store of global memory.
+inline void record_access(const std::source_location& place, const void* address, size_t bytes, bool stores) {
+  if (Accesses::instance().counts) {
+    Accesses::instance().record(Machine::instance().thread(), place, address, bytes, stores);
+  }
+}
+
 template <class T>
 uint64_t to_bits(T value) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "warp collectives move values of up to 8 bytes");
@@ -187,6 +194,9 @@ inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 inline int __mulhi(int a, int b) { return static_cast<int>(int64_t{a} * b >> 32); }
 
 inline unsigned __float_as_uint(float x) {

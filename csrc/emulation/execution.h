@@ -10,6 +10,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "accesses.h"
 #include "fiber.h"
 #include "schedule.h"
 #include "shared_memory.h"
@@ -93,6 +94,7 @@ class Machine {
     return self;
   }
 
+  size_t thread() const { return running_; }  // its number in the block
   int lane() const { return static_cast<int>(running_ % 32); }
   void* dynamic_shared() const { return shared_.dynamic(); }
 
@@ -129,12 +131,15 @@ class Machine {
 
   void run_grid() {
     Fiber::order(fibers_, true);
+    Accesses::instance().begin_launch();
     for (const size_t index : arranged(size_t{gridDim.x} * gridDim.y * gridDim.z)) {
       blockIdx = coordinates(index, gridDim);
       shared_.fill(schedule_.poison());
       run_block();
       Fiber::order(fibers_, true);
+      Accesses::instance().end_block();
     }
+    Accesses::instance().end_launch();
   }
 
   void run_block() {

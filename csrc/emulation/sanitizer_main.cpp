@@ -1,19 +1,18 @@
 // Every operator's CUDA kernels, forward and backward, in a dozen small launches on the CPU, without torch or Python:
 // to be compiled with -fsanitize=address,undefined or -fsanitize=thread, together with sanitizers/*.cpp. Prints a
-// digest of what the launches wrote; it is the same under every schedule. A new operator adds a file there, its
-// declaration in launches.h and a line here.
+// digest of what the launches wrote; it is the same under every schedule.
+#include <algorithm>
+#include <cstring>
 #include <exception>
 
 #include "sanitizers/launches.h"
 
 int main() {
   using namespace fgvc_ext::sanitizers;
-  const std::pair<const char*, void (*)(Digest&)> operators[] = {
-      {"diversify", diversify},
-      {"global_k_max_pool", global_k_max_pool},
-      {"gradient_boosting_cross_entropy", gradient_boosting_cross_entropy},
-  };
-  for (const auto& [name, launches] : operators) {
+  std::vector<Program> all = programs();
+  std::sort(all.begin(), all.end(),
+            [](const Program& a, const Program& b) { return std::strcmp(a.operator_name, b.operator_name) < 0; });
+  for (const auto& [name, launches] : all) {
     Digest digest;
     try {
       launches(digest);

@@ -7,8 +7,18 @@ namespace {
 
 using namespace cuda;
 
-template <class T, int Threads>
-void run(int64_t samples, int64_t classes, int64_t k, Reduction reduction, Digest& digest) {
+template <class T, int PerLane>
+void by_warp(const GradientBoosting& op, int64_t samples) {
+  launch(boosted_loss_of_warp<T, PerLane>, blocks_for(samples, kWarpsPerBlock), kRowThreads, 0, nullptr, op, samples);
+}
+template <class T>
+void by_block(const GradientBoosting& op, int64_t samples) {
+  launch(boosted_loss_of_block<T>, static_cast<unsigned>(samples), kRowThreads, 0, nullptr, op);
+}
+
+template <class T>
+void run(void (*losses_of)(const GradientBoosting&, int64_t), int64_t samples, int64_t classes, int64_t k,
+         Reduction reduction, Digest& digest) {
   using Value = Accumulation<T>;
   const auto scores = numbers<T>(samples * classes, 6);
   const auto grad = numbers<Value>(reduction == kNone ? samples : 1, 7);
@@ -30,9 +40,9 @@ void run(int64_t samples, int64_t classes, int64_t k, Reduction reduction, Diges
   forward.highest = highest.data();
   forward.log_sum = log_sum.data();
   forward.threshold = threshold.data();
-  launch(boosted_loss<T, Threads>, static_cast<unsigned>(samples), Threads, 0, nullptr, forward);
-  launch(reduce_losses<Value>, 1, kReduceThreads, 0, nullptr, losses.data(), target.data(), samples,
-         forward.ignore_index, reduction, loss.data());
+  losses_of(forward, samples);
+  launch(reduce_losses<Value>, 1, kRowThreads, 0, nullptr, Global<Value>(losses.data()),
+         Global<const int64_t>(target.data()), samples, forward.ignore_index, reduction, Global<Value>(loss.data()));
 
   GradientBoostingBackward backward{};
   backward.forward = forward;
@@ -42,7 +52,7 @@ void run(int64_t samples, int64_t classes, int64_t k, Reduction reduction, Diges
   backward.grad_scores = grad_scores.data();
   backward.row_stride = classes;
   backward.column_stride = 1;
-  launch(boosted_gradient<T, 256>, static_cast<unsigned>(samples), 256, 0, nullptr, backward);
+  launch(boosted_gradient<T>, static_cast<unsigned>(samples), kRowThreads, 0, nullptr, backward);
 
   digest.add(losses);
   digest.add(highest);
@@ -52,16 +62,18 @@ void run(int64_t samples, int64_t classes, int64_t k, Reduction reduction, Diges
   digest.add(grad_scores);
 }
 
-}  // namespace
-
-void gradient_boosting_cross_entropy(Digest& digest) {
-  run<float, 32>(4, 10, 3, kMean, digest);
-  run<float, 32>(1, 1, 1, kNone, digest);
-  run<float, 256>(3, 700, 15, kSum, digest);
-  run<double, 32>(2, 33, 32, kMean, digest);
-  run<double, 256>(2, 300, 100, kNone, digest);
-  run<__nv_bfloat16, 32>(3, 200, 15, kMean, digest);
-  run<__half, 256>(3, 257, 2, kMean, digest);
+void launches(Digest& digest) {
+  run<float>(by_warp<float, 8>, 4, 10, 3, kMean, digest);
+  run<float>(by_warp<float, 8>, 1, 1, 1, kNone, digest);
+  run<float>(by_warp<float, 32>, 3, 700, 15, kSum, digest);
+  run<float>(by_block<float>, 3, 1100, 15, kSum, digest);
+  run<double>(by_warp<double, 8>, 9, 33, 32, kMean, digest);
+  run<double>(by_warp<double, 32>, 2, 300, 100, kNone, digest);
+  run<__nv_bfloat16>(by_warp<__nv_bfloat16, 8>, 3, 200, 15, kMean, digest);
+  run<__half>(by_block<__half>, 3, 257, 2, kMean, digest);
 }
 
+const Registration registration("gradient_boosting_cross_entropy", launches);
+
+}  // namespace
 }  // namespace fgvc_ext::sanitizers

@@ -9,6 +9,7 @@
 
 #include "../../common/layout.h"
 #include "../../cuda/elements.cuh"
+#include "../../cuda/index.cuh"
 
 namespace fgvc_ext::sanitizers {
 
@@ -47,9 +48,23 @@ inline unsigned blocks_for(int64_t work, int64_t per_block) {
   return static_cast<unsigned>((work + per_block - 1) / per_block);
 }
 
-// One function an operator, in a file of its name; sanitizer_main.cpp calls them all.
-void diversify(Digest& digest);
-void global_k_max_pool(Digest& digest);
-void gradient_boosting_cross_entropy(Digest& digest);
+// A program that launches an operator's kernels, in a file of the operator's name. sanitizer_main.cpp runs all that
+// were compiled with it.
+struct Program {
+  const char* operator_name;
+  void (*launches)(Digest&);
+};
+
+inline std::vector<Program>& programs() {
+  static std::vector<Program> all;
+  return all;
+}
+
+// A static object of this type adds its program.
+struct Registration {
+  Registration(const char* operator_name, void (*launches)(Digest&)) {
+    programs().push_back({operator_name, launches});
+  }
+};
 
 }  // namespace fgvc_ext::sanitizers

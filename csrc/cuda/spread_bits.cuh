@@ -1,0 +1,79 @@
+// Bits of the suppression mask, spread over maps: the gradient of the diversification block (subtle differences, eq.
+// 5–8), or the mask itself.
+#pragma once
+
+#include "../common/arguments.h"
+#include "index.cuh"
+#include "reduction.cuh"
+
+namespace fgvc_ext::cuda {
+
+constexpr int kSpreadThreads = kWarpsPerBlock * kWarp;
+constexpr unsigned kBitsPerByte = 8;
+
+// What plain and hidden positions of a map get.
+template <class T>
+struct Shades {
+  T plain, hidden;
+};
+
+struct GradientShades {
+  template <class T, class Index>
+  __device__ __forceinline__ static Shades<T> of(const SpreadBits& op, Index map, uint32_t positions) {
+    using Value = Accumulation<T>;
+    const Value share = widen(Global<const T>(op.grad).load(map)) / static_cast<Value>(positions);
+    return {narrow<T>(share), narrow<T>(share * static_cast<Value>(op.alpha))};
+  }
+};
+struct MaskShades {
+  template <class T, class Index>
+  __device__ __forceinline__ static Shades<T> of(const SpreadBits&, Index, uint32_t) {
+    return {0, 1};
+  }
+};
+
+// One thread per `Elements` neighbouring positions of a map, at most a byte of the mask.
+template <class T, class Kind, int Elements, class Index>
+__global__ void __launch_bounds__(kSpreadThreads) spread_maps(SpreadBits op, Maps<Index> maps, Divisor<Index> chunks) {
+  static_assert(Elements <= kBitsPerByte);
+  Index chunk_of_map;
+  const Index map = chunks.divide(Index{blockIdx.x} * kSpreadThreads + threadIdx.x, chunk_of_map);
+  if (map >= maps.count) return;
+  const auto position = static_cast<uint32_t>(chunk_of_map) * Elements;
+  const uint32_t bytes = (maps.positions + kBitsPerByte - 1) / kBitsPerByte;
+  const unsigned byte = Global<const uint8_t>(op.bits).load(map * bytes + position / kBitsPerByte);
+  const Shades<T> shades = Kind::template of<T>(op, map, maps.positions);
+  Chunk<T, Elements> chunk;
+#pragma unroll
+  for (int e = 0; e < Elements; ++e)
+    chunk.element[e] = byte >> (position % kBitsPerByte + e) & 1 ? shades.hidden : shades.plain;
+  maps.template store<Elements>(Global<T>(op.output).from(maps.begin(map)), position, chunk);
+}
+
+// One lane per channel: the block brings the bits of its 32 channels to shared memory, and its warps take turns at the
+// positions.
+template <class T, class Kind, class Index>
+__global__ void __launch_bounds__(kSpreadThreads) spread_channels(SpreadBits op, ChannelGroups<Index> groups) {
+  const ChannelGroup<Index> group(groups, blockIdx.x);
+  const Maps<Index>& maps = groups.maps;
+  const uint32_t bytes = (maps.positions + kBitsPerByte - 1) / kBitsPerByte;
+  const auto bits = Shared<uint8_t>::at(0);
+  load_bytes<kSpreadThreads>(Global<const uint8_t>(op.bits).from(group.first_map * bytes), bits,
+                             group.channels * bytes);
+  __syncthreads();
+  const unsigned lane = lane_index();
+  if (lane >= group.channels) return;
+  const Shades<T> shades = Kind::template of<T>(op, group.first_map + lane, maps.positions);
+  const auto memory = Global<T>(op.output).from(group.begin + lane);
+  for (uint32_t byte = warp_index(); byte < bytes; byte += kWarpsPerBlock) {
+    const unsigned hidden = bits[lane * bytes + byte];
+#pragma unroll
+    for (unsigned i = 0; i < kBitsPerByte; ++i) {
+      const uint32_t position = byte * kBitsPerByte + i;
+      if (position < maps.positions)
+        memory.store(maps.offset(position), hidden >> i & 1 ? shades.hidden : shades.plain);
+    }
+  }
+}
+
+}  // namespace fgvc_ext::cuda

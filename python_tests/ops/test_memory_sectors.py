@@ -1,0 +1,184 @@
+"""How much of the memory that warps touch they asked for, counted under emulation: no GPU is needed.
+
+A GPU moves global memory in sectors of 32 bytes. The emulation counts, for each access of a warp, the sectors that it
+touches and the fewest that could hold its bytes (`csrc/emulation/accesses.h`). It sees what goes through `Global` of
+`csrc/cuda/memory.cuh`; a test here finds what does not.
+"""
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from fgvc_ext import _library, ops
+
+from .samples import random
+from .test_emulation import LIBRARY, Emulation
+
+ROOT = Path(__file__).parents[2]
+LEAST = 0.9
+SIDES = (14, 28)
+
+needs_emulation = pytest.mark.skipif(
+    not _library.has_schemas() or not LIBRARY.exists(),
+    reason="to emulate CUDA, build with FGVC_EXT_CMAKE_ARGS=-DFGVC_EXT_EMULATION=ON",
+)
+
+
+class Launch(NamedTuple):
+    loads: int
+    least_loads: int
+    stores: int
+    least_stores: int
+    worst: str
+
+    @property
+    def efficiency(self) -> float:
+        return (self.least_loads + self.least_stores) / (self.loads + self.stores)
+
+
+@pytest.fixture
+def counted() -> Iterator[Callable[[Callable[[], Any]], list[Launch]]]:
+    """Calls a function and tells what each launch of an emulated kernel did."""
+    torch.ops.load_library(str(LIBRARY))
+    library = ctypes.CDLL(str(LIBRARY))
+    library.fgvc_ext_emulation_sectors.restype = ctypes.c_char_p
+
+    def call(function: Callable[[], Any]) -> list[Launch]:
+        library.fgvc_ext_emulation_count_sectors(1)
+        with Emulation():
+            function()
+        lines = library.fgvc_ext_emulation_sectors().decode().splitlines()
+        return [Launch(*map(int, line.split()[:4]), " ".join(line.split()[4:])) for line in lines]
+
+    yield call
+    library.fgvc_ext_emulation_count_sectors(0)
+
+
+Counted = Callable[[Callable[[], Any]], list[Launch]]
+
+
+def assert_efficient(launches: list[Launch]) -> None:
+    assert launches
+    for launch in launches:
+        assert launch.efficiency >= LEAST, launch
+        total = launch.loads + launch.stores
+        for touched, least in ((launch.loads, launch.least_loads), (launch.stores, launch.least_stores)):
+            assert 4 * touched < total or least >= LEAST * touched, launch  # what is a small part may lie badly
+
+
+def forward_and_backward(function: Callable[[Tensor], Tensor], maps: Tensor) -> None:
+    leaf = maps.detach().requires_grad_()
+    output = function(leaf)
+    output.backward(torch.ones_like(output))
+
+
+@needs_emulation
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda maps: ops.global_k_max_pool(maps, 4),
+        lambda maps: ops.global_k_max_pool(maps, 16, torch.ones(16, requires_grad=True)),
+        lambda maps: ops.diversify(maps, seed=1),
+    ],
+    ids=["k-max pooling", "k-max pooling with weights", "diversify"],
+)
+def test_kernels_ask_for_what_they_touch(
+    function: Callable[[Tensor], Tensor], dtype: torch.dtype, layout: torch.memory_format, side: int, counted: Counted
+) -> None:
+    maps = random(2, 64, side, side, dtype=dtype, device="cpu").contiguous(memory_format=layout)
+    assert_efficient(counted(lambda: forward_and_backward(function, maps)))
+
+
+@needs_emulation
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_mask_s_kernels(layout: torch.memory_format, side: int, counted: Counted) -> None:
+    maps = random(2, 64, side, side, dtype=torch.float32, device="cpu").contiguous(memory_format=layout)
+    assert_efficient(counted(lambda: ops.suppression_mask(maps, seed=1)))
+
+
+@needs_emulation
+@pytest.mark.parametrize(("stride", "efficiency"), [(1, 1.0), (2, 0.5), (8, 1 / 8), (16, 1 / 8)])
+def test_the_count_knows_a_kernel_that_wastes(stride: int, efficiency: float, counted: Counted) -> None:
+    """`copy_strided` of csrc/emulation/sectors.cpp copies floats that lie `stride` apart."""
+    source, target = torch.arange(256.0 * stride + 8), torch.zeros(256 * stride + 8)
+    first = (-source.data_ptr() % 32) // 4, (-target.data_ptr() % 32) // 4
+    pointers = [ctypes.c_void_p(t[at:].data_ptr()) for t, at in zip((source, target), first, strict=True)]
+    copy = ctypes.CDLL(str(LIBRARY)).fgvc_ext_emulation_copy_strided
+    (launch,) = counted(lambda: copy(*pointers, ctypes.c_uint(256), ctypes.c_uint(stride)))
+    assert torch.equal(target[first[1] :][: 256 * stride : stride], source[first[0] :][: 256 * stride : stride])
+    assert launch.efficiency == pytest.approx(efficiency)
+    if efficiency < 1:
+        assert "sectors.cpp" in launch.worst
+        with pytest.raises(AssertionError):
+            assert_efficient([launch])
+
+
+@needs_emulation
+def test_nothing_is_counted_unless_asked(counted: Counted) -> None:
+    counted(lambda: None)
+    library = ctypes.CDLL(str(LIBRARY))
+    library.fgvc_ext_emulation_count_sectors(0)
+    with Emulation():
+        ops.global_k_max_pool(torch.ones(1, 1, 2, 2), 1)
+    library.fgvc_ext_emulation_sectors.restype = ctypes.c_char_p
+    assert library.fgvc_ext_emulation_sectors() == b""
+
+
+# --- accesses that would not be counted -------------------------------------------------------------------------------
+
+# Outside memory.cuh a star is a multiplication, with a space on both sides: no pointer has a name there, and nothing is
+# dereferenced. What the argument structs point to is not indexed either.
+POINTER_STAR = re.compile(r"\w\*|\*\w|\*>|\*&|->")
+
+
+def code_of(source: str) -> str:
+    return re.sub(r"//.*|/\*.*?\*/|\"[^\"\n]*\"", "", source)
+
+
+def pointer_fields() -> set[str]:
+    headers = (ROOT / "csrc" / "common").glob("*.h")
+    declarations = [re.findall(r"^\s*(?:const )?\w+ ?(\*\w[\w*, ]*|\* \w[\w*, ]*);", code_of(h.read_text()), re.M) for h in headers]
+    return {name for group in declarations for names in group for name in re.findall(r"\w+", names)}
+
+
+def uncounted_accesses(source: str, fields: set[str]) -> list[str]:
+    indexed = re.compile(rf"\.(?:{'|'.join(sorted(fields))})\s*\[") if fields else re.compile(r"(?!)")
+    lines = [re.sub(r"__launch_bounds__\(.*?\)", "", line) for line in code_of(source).splitlines()]
+    return [line.strip() for line in lines if POINTER_STAR.search(line) or indexed.search(line)]
+
+
+@pytest.mark.skipif(not (ROOT / "csrc" / "cuda").is_dir(), reason="the sources are not here")
+def test_global_memory_is_accessed_in_memory_cuh_alone() -> None:
+    fields = pointer_fields()
+    assert {"features", "indices", "bits", "seed", "target", "log_sum"} <= fields
+    files = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
+    hosts = {"memory.cuh", "launch.cuh", "elements.cuh"}  # the one place; and code that runs on the host
+    assert hosts < {file.name for file in files}
+    for file in files:
+        if file.name not in hosts:
+            assert not uncounted_accesses(file.read_text(), fields), file.name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "const T* grad = op.grad;",
+        "value = *address;",
+        "op.bits[map] = 0;",
+        "static_cast<T*>(op.output)[map] = total;",
+        "total += map->row;",
+    ],
+)
+def test_an_access_that_is_not_counted_is_found(line: str) -> None:
+    assert uncounted_accesses(line, {"bits"})
+    assert not uncounted_accesses("const int64_t at = map * k + rank;  // grad*weight", {"bits"})
