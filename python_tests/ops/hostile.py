@@ -1,7 +1,7 @@
 """Calls raw operators with arguments that nobody should give: ``python -m python_tests.ops.hostile FIRST COUNT OP…``.
 
 A process of its own, which test_hostile.py starts, because such a call may end it. A call follows from its number
-alone, so a fatal one can be repeated: with a COUNT of 1 it is described before it is made. While it is made, its operator
+alone, so a fatal one can be repeated: with a COUNT of 1 it is described before it is made. Meanwhile its operator
 and number stand in the file that FGVC_EXT_HOSTILE_CALL names.
 
 An argument starts as a valid call's: those that the specs' samples make, forward and backward, saved tensors included.
