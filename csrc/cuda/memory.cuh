@@ -44,6 +44,12 @@ class Global {
   using Element = std::remove_const_t<T>;
 
   __host__ __device__ explicit Global(Address data) : data_(static_cast<T*>(data)) {}
+  // What may be written may be read.
+  __host__ __device__ operator Global<const Element>() const
+    requires(!std::is_const_v<T>)
+  {
+    return Global<const Element>(data_);
+  }
   __device__ explicit operator bool() const { return data_ != nullptr; }
 
   template <class Index>

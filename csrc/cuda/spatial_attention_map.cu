@@ -32,8 +32,8 @@ void weigh(const Launcher& on, const SpatialAttentionMap& op, const Tensor& feat
     Tensor means = empty(features, {layout.samples, layout.channels}, accumulation(features));
     on.launch(channel_means<T, Index>, layout.maps(), kAttentionThreads, 0, Global<const T>(op.features), maps,
               Global<Value>(means.mutable_data_ptr()));
-    on.launch(weigh_positions<T, Index>, Blocks(blocks, ceil_divide(positions, kAttentionThreads)), kAttentionThreads, 0,
-              op, maps, Global<const Value>(means.const_data_ptr()));
+    on.launch(weigh_positions<T, Index>, Blocks(blocks, ceil_divide(positions, kAttentionThreads)), kAttentionThreads,
+              0, op, maps, Global<const Value>(means.const_data_ptr()));
   });
   on.launch(attention_totals<T>, ceil_divide(layout.samples * positions, kAttentionThreads), kAttentionThreads, 0, op,
             positions);
@@ -61,8 +61,8 @@ void gradient(const Launcher& on, const SpatialAttentionMapBackward& op) {
     const int elements = std::min({chunk_size<T>(op.features, layout), chunk_size<T>(op.grad_features, grad_layout),
                                    chunk_size<T>(op.grad, grad_layout)});
     with_elements<T>(elements, [&](auto elements) {
-      on.launch(gradient_of_maps<T, elements(), Index>, ceil_divide(layout.maps(), kWarpsPerBlock), kAttentionThreads, 0,
-                op, maps, grad_maps);
+      on.launch(gradient_of_maps<T, elements(), Index>, ceil_divide(layout.maps(), kWarpsPerBlock), kAttentionThreads,
+                0, op, maps, grad_maps);
     });
   });
 }
