@@ -45,7 +45,7 @@ __device__ Normalisation<Accumulation<T>> normalisation_of(const Global<const T>
     const Value x = (widen(map.load(i)) - mean) / largest;
     squares += x * x;
   }
-  return {constant, mean, largest, sqrt(block_reduce<kOrthogonalThreads>(squares, Sum()) / count)};
+  return {constant, mean, largest, static_cast<Value>(sqrt(block_reduce<kOrthogonalThreads>(squares, Sum()) / count))};
 }
 
 template <class T>

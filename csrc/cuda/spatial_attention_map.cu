@@ -23,12 +23,14 @@ void weigh(const Launcher& on, const SpatialAttentionMap& op, const Tensor& feat
       on.launch(weigh_channels<T, Index>, blocks, kAttentionThreads, of_channels, op, maps);
       return;
     }
-    bool done = false;
-    with_elements<T>(chunk_size<T>(op.features, layout), [&](auto elements) {
-      done = positions <= kChunksPerLane * kWarp * elements() && of_maps <= kSharedBytes;
-      if (done) on.launch(weigh_maps<T, elements(), Index>, blocks, kAttentionThreads, of_maps, op, maps);
-    });
-    if (done) return;
+    if (positions <= kMoreValues * kWarp && of_maps <= kSharedBytes) {
+      with_elements<T>(chunk_size<T>(op.features, layout), [&](auto elements) {
+        const auto kernel = positions <= kFewValues * kWarp ? weigh_maps<T, kFewValues, elements(), Index>
+                                                            : weigh_maps<T, kMoreValues, elements(), Index>;
+        on.launch(kernel, blocks, kAttentionThreads, of_maps, op, maps);
+      });
+      return;
+    }
     Tensor means = empty(features, {layout.samples, layout.channels}, accumulation(features));
     on.launch(channel_means<T, Index>, layout.maps(), kAttentionThreads, 0, Global<const T>(op.features), maps,
               Global<Value>(means.mutable_data_ptr()));
