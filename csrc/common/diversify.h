@@ -26,18 +26,18 @@ struct Diversify {
 // Gradients of diversify, spread over the maps by the bits.
 struct SpreadGradient {
   Dtype dtype;
-  Layout4 layout;       // of grad_maps
+  Layout4 layout;       // of output
   const void* grad;     // [N,C], dtype
   const uint8_t* bits;  // [N,C,bytes_per_map]
   double alpha;
-  void* grad_maps;  // dtype
+  void* output;  // [N,C,H,W], dtype
 };
 
 // The bits as a mask.
 struct SpreadMask {
-  Layout4 layout;  // of mask
+  Layout4 layout;  // of output
   const uint8_t* bits;
-  void* mask;  // bool
+  void* output;  // [N,C,H,W], bool
 };
 
 }  // namespace fgvc_ext
@@ -103,7 +103,7 @@ inline SpreadGradientCall prepare_diversify_backward(const Tensor& grad, const T
                           .grad = dense_grad.const_data_ptr(),
                           .bits = bits.const_data_ptr<uint8_t>(),
                           .alpha = alpha,
-                          .grad_maps = grad_maps.mutable_data_ptr()};
+                          .output = grad_maps.mutable_data_ptr()};
   return {grad_maps, dense_grad, op};
 }
 
@@ -115,7 +115,7 @@ struct SpreadMaskCall {
 inline SpreadMaskCall prepare_mask(const Tensor& maps, const Tensor& bits) {
   Tensor mask = dense_like(maps, ScalarType::Bool);
   const SpreadMask op{
-      .layout = layout_of(mask), .bits = bits.const_data_ptr<uint8_t>(), .mask = mask.mutable_data_ptr()};
+      .layout = layout_of(mask), .bits = bits.const_data_ptr<uint8_t>(), .output = mask.mutable_data_ptr()};
   return {mask, op};
 }
 

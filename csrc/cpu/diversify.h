@@ -290,7 +290,7 @@ FGVC_INLINE void spread_gradients(const SpreadGradient& op, int64_t begin, int64
       plain[c] = from_float<T>(share);
       hidden[c] = from_float<T>(share * static_cast<Value>(op.alpha));
     }
-    spread_tile(op.layout, op.bits, tile, plain, hidden, static_cast<T*>(op.grad_maps));
+    spread_tile(op.layout, op.bits, tile, plain, hidden, static_cast<T*>(op.output));
   }
 }
 
@@ -304,7 +304,7 @@ void spread_mask(const SpreadMask& op, int64_t begin, int64_t end, Scratch&) {
   uint8_t zeros[kTile] = {}, ones[kTile];
   std::memset(ones, 1, sizeof(ones));
   for (int64_t number = begin; number < end; ++number)
-    spread_tile(op.layout, op.bits, tile_at(op.layout, number), zeros, ones, static_cast<uint8_t*>(op.mask));
+    spread_tile(op.layout, op.bits, tile_at(op.layout, number), zeros, ones, static_cast<uint8_t*>(op.output));
 }
 
 }  // namespace fgvc_ext::FGVC_ISA

@@ -62,8 +62,8 @@ FGVC_INLINE void boxes_of_maps(const HeatmapToBoxes& op, int64_t begin, int64_t 
     const Value x2 = static_cast<Value>(right + 1) * image_width / columns;
     const Value y1 = static_cast<Value>(top) * image_height / rows;
     const Value y2 = static_cast<Value>(bottom + 1) * image_height / rows;
-    const bool whole = !range.finite || range.highest == range.lowest || right < 0 || x2 - x1 < min_size ||
-                       y2 - y1 < min_size;
+    const bool whole =
+        !range.finite || range.highest == range.lowest || right < 0 || x2 - x1 < min_size || y2 - y1 < min_size;
     Value* box = static_cast<Value*>(op.boxes) + number * 4;
     box[0] = whole ? 0 : x1;
     box[1] = whole ? 0 : y1;

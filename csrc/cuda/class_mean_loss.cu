@@ -17,10 +17,14 @@ void losses(const Launcher& on, const ClassMeanLossCall& call, Tensor& within, T
   Tensor means = empty(like, {n, e}), residuals = empty(like, {n, e}), pulls = empty(like, {n, e});
   Tensor of_rows = empty(like, {2, n}), pairs = empty(like, {1});
   const Global<Value> rows(of_rows.mutable_data_ptr());
-  const ClassMeanWork<Value> work{Global<int32_t>(lead.mutable_data_ptr()),  Global<int32_t>(count.mutable_data_ptr()),
-                                  Global<Value>(means.mutable_data_ptr()),   Global<Value>(residuals.mutable_data_ptr()),
-                                  Global<Value>(pulls.mutable_data_ptr()),   rows,
-                                  rows.from(n),                              Global<Value>(pairs.mutable_data_ptr())};
+  const ClassMeanWork<Value> work{Global<int32_t>(lead.mutable_data_ptr()),
+                                  Global<int32_t>(count.mutable_data_ptr()),
+                                  Global<Value>(means.mutable_data_ptr()),
+                                  Global<Value>(residuals.mutable_data_ptr()),
+                                  Global<Value>(pulls.mutable_data_ptr()),
+                                  rows,
+                                  rows.from(n),
+                                  Global<Value>(pairs.mutable_data_ptr())};
   on.launch(class_features<T>, n, kClassThreads, 0, op, work);
   on.launch(class_means<T, M>, n, kClassThreads, 0, op, work);
   on.launch(class_distances<T, M>, n, kClassThreads, 0, op, work);
@@ -32,15 +36,19 @@ void losses(const Launcher& on, const ClassMeanLossCall& call, Tensor& within, T
             static_cast<Value>(op.gamma / 4), Global<Value>(between.mutable_data_ptr()));
 }
 
+// Class means have the embeddings' dtype, or float beside half.
+template <class T>
+void losses_beside_means(const Launcher& on, ClassMeanLossCall& call) {
+  if (call.op.means_dtype == call.op.dtype) return losses<T, T>(on, call, call.within, call.between);
+  losses<T, Accumulation<T>>(on, call, call.within, call.between);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> class_mean_loss(const Tensor& embeddings, const Tensor& labels,
                                                            const Tensor& class_means, double alpha, double margin,
                                                            double gamma, bool normalize) {
   const Launcher on(embeddings);
   ClassMeanLossCall call = prepare_class_mean_loss(embeddings, labels, class_means, alpha, margin, gamma, normalize);
-  const bool same_dtype = call.op.means_dtype == call.op.dtype;  // or else float beside half
-  FGVC_SWITCH_CUDA_DTYPE(
-      call.op.dtype, same_dtype ? losses<T, T>(on, call, call.within, call.between)
-                                : losses<T, Accumulation<T>>(on, call, call.within, call.between));
+  FGVC_SWITCH_CUDA_DTYPE(call.op.dtype, losses_beside_means<T>(on, call));
   return {call.within, call.between, call.batch_means, call.gradients};
 }
 

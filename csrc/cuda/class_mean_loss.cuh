@@ -96,14 +96,16 @@ __device__ Value square_distance(const Global<const Value>& a, const Global<cons
 // ‖f − μ^t‖² of the sample, eq. 9; of a leading sample also max(m − ‖μ − μ_c‖², 0)² over the later classes c, eq. 10,
 // and what pulls its mean. The block of sample 0 also counts the pairs of classes.
 template <class T, class M>
-__global__ void __launch_bounds__(kClassThreads) class_distances(ClassMeanLoss op, ClassMeanWork<Accumulation<T>> work) {
+__global__ void __launch_bounds__(kClassThreads)
+    class_distances(ClassMeanLoss op, ClassMeanWork<Accumulation<T>> work) {
   using Value = Accumulation<T>;
   const int64_t row = blockIdx.x, lead = work.lead.load(row), size = op.size;
   const auto batch_mean = Global<M>(op.batch_means).from(row * size);
   const Global<const Value> means = work.means;
   if (row == 0) {
     int leads = 0;
-    for (int64_t other = threadIdx.x; other < op.samples; other += kClassThreads) leads += work.lead.load(other) == other;
+    for (int64_t other = threadIdx.x; other < op.samples; other += kClassThreads)
+      leads += work.lead.load(other) == other;
     const Value classes = static_cast<Value>(block_reduce<kClassThreads>(leads, Sum()));
     if (threadIdx.x == 0) work.pairs.store(0, classes * (classes - 1) / 2);
   }
@@ -137,7 +139,8 @@ __global__ void __launch_bounds__(kClassThreads) class_distances(ClassMeanLoss o
 
 // The gradients of both losses to the embedding.
 template <class T>
-__global__ void __launch_bounds__(kClassThreads) class_gradients(ClassMeanLoss op, ClassMeanWork<Accumulation<T>> work) {
+__global__ void __launch_bounds__(kClassThreads)
+    class_gradients(ClassMeanLoss op, ClassMeanWork<Accumulation<T>> work) {
   using Value = Accumulation<T>;
   const int64_t row = blockIdx.x, lead = work.lead.load(row), size = op.size;
   const auto within = Global<Value>(op.gradients).from(row * size);
@@ -157,7 +160,8 @@ __global__ void __launch_bounds__(kClassThreads) class_gradients(ClassMeanLoss o
   for (int64_t i = threadIdx.x; i < size; i += kClassThreads) {
     const Value f = feature.load(i);
     const Value residual = f - work.means.load(lead * size + i) - share * work.residuals.load(lead * size + i);
-    const Value of_within = residual / static_cast<Value>(op.samples), of_between = factor * work.pulls.load(lead * size + i);
+    const Value of_within = residual / static_cast<Value>(op.samples),
+                of_between = factor * work.pulls.load(lead * size + i);
     within.store(i, of_within);
     between.store(i, of_between);
     along_within += of_within * f;

@@ -1,6 +1,5 @@
 #include "diversify.cuh"
 
-#include "../common/diversify.h"
 #include "launch.cuh"
 #include "spread_bits.cuh"
 
@@ -43,20 +42,20 @@ void suppress(const Launcher& on, const Diversify& op) {
   });
 }
 
-template <class T, class Kind>
-void spread(const Launcher& on, const SpreadBits& op) {
+template <class T, class Op>
+void spread(const Launcher& on, const Op& op) {
   const Layout4& layout = op.layout;
   const int64_t shared = kWarp * ceil_divide(layout.positions(), kBitsPerByte);
   with_index(layout, [&](auto index) {
     using Index = decltype(index);
     if (channels_are_interleaved(layout) && shared <= kSharedBytes) {
-      on.launch(spread_channels<T, Kind, Index>, ChannelGroups<Index>::blocks(layout), kSpreadThreads, shared, op,
+      on.launch(spread_channels<T, Op, Index>, ChannelGroups<Index>::blocks(layout), kSpreadThreads, shared, op,
                 ChannelGroups<Index>(layout));
       return;
     }
     const auto with_chunks = [&](auto elements) {
       const int64_t chunks = ceil_divide(layout.positions(), elements());
-      on.launch(spread_maps<T, Kind, elements(), Index>, ceil_divide(layout.maps() * chunks, kSpreadThreads),
+      on.launch(spread_maps<T, Op, elements(), Index>, ceil_divide(layout.maps() * chunks, kSpreadThreads),
                 kSpreadThreads, 0, op, Maps<Index>(layout), Divisor<Index>(chunks));
     };
     const int elements = chunk_size<T>(op.output, layout, kBitsPerByte);
@@ -71,7 +70,8 @@ void spread(const Launcher& on, const SpreadBits& op) {
 std::tuple<Tensor, Tensor> diversify(const Tensor& maps, const Tensor& seed, int64_t peak_threshold,
                                      int64_t patch_threshold, int64_t patch_size, double alpha) {
   const Launcher on(maps);
-  const DiversifyCall call = prepare_diversify(maps, seed, peak_threshold, patch_threshold, patch_size, alpha);
+  const DiversifyCall call =
+      prepare_diversify("diversify", maps, seed, peak_threshold, patch_threshold, patch_size, alpha);
   FGVC_SWITCH_CUDA_DTYPE(call.op.dtype, suppress<T>(on, call.op));
   return {call.scores, call.bits};
 }
@@ -79,20 +79,20 @@ std::tuple<Tensor, Tensor> diversify(const Tensor& maps, const Tensor& seed, int
 Tensor diversify_backward(const Tensor& grad, const Tensor& bits, double alpha, std::vector<int64_t> size,
                           std::vector<int64_t> stride) {
   const Launcher on(grad);
-  Tensor maps = empty_strided(grad, size, stride);
-  const Tensor dense_grad = as_dense(grad);
-  const SpreadBits op = gradient_arguments(dense_grad, bits, alpha, maps);
-  FGVC_SWITCH_CUDA_DTYPE(op.dtype, (spread<T, GradientShades>(on, op)));
-  return maps;
+  const SpreadGradientCall call = prepare_diversify_backward(grad, bits, alpha, size, stride);
+  FGVC_SWITCH_CUDA_DTYPE(call.op.dtype, spread<T>(on, call.op));
+  return call.grad_maps;
 }
 
 Tensor suppression_mask(const Tensor& maps, const Tensor& seed, int64_t peak_threshold, int64_t patch_threshold,
                         int64_t patch_size) {
-  const Tensor bits = std::get<1>(diversify(maps, seed, peak_threshold, patch_threshold, patch_size, 1.));
   const Launcher on(maps);
-  Tensor mask = dense_like(maps, ScalarType::Bool);
-  spread<uint8_t, MaskShades>(on, mask_arguments(bits, mask));
-  return mask;
+  const DiversifyCall drawn =
+      prepare_diversify("suppression_mask", maps, seed, peak_threshold, patch_threshold, patch_size, 1.);
+  FGVC_SWITCH_CUDA_DTYPE(drawn.op.dtype, suppress<T>(on, drawn.op));
+  const SpreadMaskCall call = prepare_mask(maps, drawn.bits);
+  spread<uint8_t>(on, call.op);
+  return call.mask;
 }
 
 }  // namespace

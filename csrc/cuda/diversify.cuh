@@ -4,7 +4,7 @@
 // (`suppress_large`).
 #pragma once
 
-#include "../common/arguments.h"
+#include "../common/diversify.h"
 #include "../common/philox.h"
 #include "index.cuh"
 #include "reduction.cuh"

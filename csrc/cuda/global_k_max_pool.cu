@@ -1,6 +1,5 @@
 #include "global_k_max_pool.cuh"
 
-#include "../common/global_k_max_pool.h"
 #include "global_k_max_pool_backward.cuh"
 #include "launch.cuh"
 
@@ -68,22 +67,18 @@ std::tuple<Tensor, Tensor, Tensor> global_k_max_pool(const Tensor& features, int
 }
 
 template <class T>
-Tensor weight_grad(const Launcher& on, const Tensor& grad, const Tensor& values) {
+Tensor weight_grad(const Launcher& on, GlobalKMaxPoolWeightGrad op, const Tensor& values) {
   using Value = Accumulation<T>;
-  const int64_t k = values.size(2), maps = grad.numel(), chunks = ceil_divide(maps, kMapsPerChunk);
-  Tensor sums = empty(values, {chunks, k}), total = empty(values, {k});
-  GlobalKMaxPoolWeightGrad op{};
-  op.k = k;
-  op.grad = grad.const_data_ptr();
-  op.values = values.const_data_ptr();
+  const int64_t chunks = ceil_divide(op.maps, kMapsPerChunk);
+  Tensor sums = empty(values, {chunks, op.k}), total = empty(values, {op.k});
   op.sums = sums.mutable_data_ptr();
   if (values.numel() <= INT32_MAX) {
-    on.launch(sum_weight_gradient<T, uint32_t>, chunks, kWeightThreads, 0, op, static_cast<uint32_t>(maps));
+    on.launch(sum_weight_gradient<T, uint32_t>, chunks, kWeightThreads, 0, op, static_cast<uint32_t>(op.maps));
   } else {
-    on.launch(sum_weight_gradient<T, uint64_t>, chunks, kWeightThreads, 0, op, static_cast<uint64_t>(maps));
+    on.launch(sum_weight_gradient<T, uint64_t>, chunks, kWeightThreads, 0, op, static_cast<uint64_t>(op.maps));
   }
-  on.launch(sum_chunks<Value>, k, kWeightThreads, 0, Global<const Value>(sums.const_data_ptr()),
-            Global<Value>(total.mutable_data_ptr()), chunks, k);
+  on.launch(sum_chunks<Value>, op.k, kWeightThreads, 0, Global<const Value>(sums.const_data_ptr()),
+            Global<Value>(total.mutable_data_ptr()), chunks, op.k);
   return total;
 }
 
@@ -93,19 +88,14 @@ std::tuple<Tensor, Tensor> global_k_max_pool_backward(const Tensor& grad, const 
                                                       std::vector<int64_t> stride, bool grad_features,
                                                       bool grad_weight) {
   const Launcher on(grad);
-  const Tensor dense_grad = as_dense(grad);
-  Tensor features = grad_features ? empty_strided(grad, size, stride) : empty(grad, {0});
-  if (grad_features) {
-    const auto weights = as_accumulation(weight, grad);
-    const GlobalKMaxPoolBackward op = scatter_arguments(dense_grad, indices, weights, features);
-    FGVC_SWITCH_CUDA_DTYPE(op.dtype, scatter<T>(on, op));
-  }
-  if (!grad_weight) return {features, empty(grad, {0})};
-  check_values(grad, values, weight);
+  const GlobalKMaxPoolBackwardCall call =
+      prepare_pool_backward(grad, indices, values, weight, size, stride, grad_features, grad_weight);
+  if (grad_features) FGVC_SWITCH_CUDA_DTYPE(call.scatter.dtype, scatter<T>(on, call.scatter));
+  if (!grad_weight) return {call.grad_features, call.grad_weight};
   Tensor total;
-  FGVC_SWITCH_CUDA_DTYPE(dtype_of(grad), total = weight_grad<T>(on, dense_grad, *values));
-  return {features,
-          weight->scalar_type() == total.scalar_type() ? total : torch::stable::to(total, weight->scalar_type())};
+  FGVC_SWITCH_CUDA_DTYPE(call.sum.dtype, total = weight_grad<T>(on, call.sum, *values));
+  const ScalarType dtype = weight->scalar_type();
+  return {call.grad_features, total.scalar_type() == dtype ? total : torch::stable::to(total, dtype)};
 }
 
 }  // namespace

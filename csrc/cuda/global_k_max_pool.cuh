@@ -3,7 +3,7 @@
 // lie side by side (`pool_channels`); a block that sorts where k is large (`pool_sorted`).
 #pragma once
 
-#include "../common/arguments.h"
+#include "../common/global_k_max_pool.h"
 #include "index.cuh"
 #include "selection.cuh"
 

@@ -2,7 +2,7 @@
 // r; what is written carries the entries with it, so that memory is written once. Of the weights: Σ grad · value_r / k.
 #pragma once
 
-#include "../common/arguments.h"
+#include "../common/global_k_max_pool.h"
 #include "index.cuh"
 #include "reduction.cuh"
 

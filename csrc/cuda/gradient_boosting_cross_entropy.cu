@@ -1,6 +1,5 @@
 #include "gradient_boosting_cross_entropy.cuh"
 
-#include "../common/gradient_boosting_cross_entropy.h"
 #include "launch.cuh"
 
 namespace fgvc_ext {
@@ -22,7 +21,7 @@ void losses_of_rows(const Launcher& on, const GradientBoosting& op, int64_t samp
 
 template <class Value>
 void reduce(const Launcher& on, const GradientBoosting& op, int64_t samples, int64_t reduction, Tensor& loss) {
-  on.launch(reduce_losses<Value>, 1, kRowThreads, 0, Global<Value>(op.losses), Global<const int64_t>(op.target),
+  on.launch(reduce_losses<Value>, 1, kRowThreads, 0, Global<Value>(op.rows.weight), Global<const int64_t>(op.target),
             samples, op.ignore_index, static_cast<Reduction>(reduction), Global<Value>(loss.mutable_data_ptr()));
 }
 
@@ -43,7 +42,7 @@ Tensor gradient_boosting_cross_entropy_backward(const Tensor& grad, const Tensor
   const Launcher on(scores);
   const GradientBoostingBackwardCall call = prepare_boosting_backward(grad, scores, target, rows);
   const GradientBoostingBackward& op = call.op;
-  FGVC_SWITCH_CUDA_DTYPE(op.forward.dtype, on.launch(boosted_gradient<T>, scores.size(0), kRowThreads, 0, op));
+  FGVC_SWITCH_CUDA_DTYPE(op.dtype, on.launch(boosted_gradient<T>, scores.size(0), kRowThreads, 0, op));
   return call.grad_scores;
 }
 

@@ -2,7 +2,7 @@
 // block per longer row. The k-th highest negative (eq. 11) is the threshold below which negatives are left out.
 #pragma once
 
-#include "../common/arguments.h"
+#include "../common/gradient_boosting_cross_entropy.h"
 #include "memory.cuh"
 #include "selection.cuh"
 
@@ -16,7 +16,8 @@ struct Row {
   Global<const T> scores;
   int64_t stride, classes;
 
-  __device__ Row(const GradientBoosting& op, int64_t row)
+  template <class Op>
+  __device__ Row(const Op& op, int64_t row)
       : scores(Global<const T>(op.scores).from(row * op.row_stride)), stride(op.column_stride), classes(op.classes) {}
   __device__ __forceinline__ Accumulation<T> operator[](int64_t i) const { return widen(scores.load(i * stride)); }
 };
@@ -27,10 +28,10 @@ struct RowResult {
   Value loss = 0, highest = 0, log_sum = 0, threshold = static_cast<Value>(-INFINITY);
 
   __device__ void store(const GradientBoosting& op, int64_t row) const {
-    Global<Value>(op.losses).store(row, loss);
-    Global<Value>(op.highest).store(row, highest);
-    Global<Value>(op.log_sum).store(row, log_sum);
-    Global<Value>(op.threshold).store(row, threshold);
+    Global<Value>(op.rows.weight).store(row, loss);
+    Global<Value>(op.rows.highest).store(row, highest);
+    Global<Value>(op.rows.log_sum).store(row, log_sum);
+    Global<Value>(op.rows.threshold).store(row, threshold);
   }
   // Of a row that has no label. What is ignored has neither loss nor gradient; a wrong label makes both NaN.
   __device__ static RowResult unlabelled(bool ignored) {
@@ -163,25 +164,24 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class T>
 __global__ void __launch_bounds__(kRowThreads) boosted_gradient(GradientBoostingBackward op) {
   using Value = Accumulation<T>;
-  const GradientBoosting& forward = op.forward;
-  const int64_t number = blockIdx.x, label = Global<const int64_t>(forward.target).load(number);
-  const Row<T> row(forward, number);
-  const auto grad = Global<T>(op.grad_scores).from(number * op.row_stride);
-  const Value highest = Global<const Value>(forward.highest).load(number);
-  const Value log_sum = Global<const Value>(forward.log_sum).load(number);
-  const Value threshold = Global<const Value>(forward.threshold).load(number);
-  const Value weight = Global<const Value>(op.weight).load(number);
+  const int64_t number = blockIdx.x, label = Global<const int64_t>(op.target).load(number);
+  const Row<T> row(op, number);
+  const auto grad = Global<T>(op.grad_scores).from(number * op.grad_row_stride);
+  const Value highest = Global<const Value>(op.rows.highest).load(number);
+  const Value log_sum = Global<const Value>(op.rows.log_sum).load(number);
+  const Value threshold = Global<const Value>(op.rows.threshold).load(number);
+  const Value weight = Global<const Value>(op.rows.weight).load(number);
   Value factor = Global<const Value>(op.grad).load(op.grad_per_sample ? number : 0) * weight;
-  const bool in_range = label >= 0 && label < forward.classes;
+  const bool in_range = label >= 0 && label < op.classes;
   if (!in_range) factor = static_cast<Value>(NAN);
-  for (int64_t i = threadIdx.x; i < forward.classes; i += kRowThreads) {
+  for (int64_t i = threadIdx.x; i < op.classes; i += kRowThreads) {
     Value value = 0;
     if (weight != 0) {
       const Value score = row[i];
       if (i == label || !(score < threshold) || !in_range)
         value = (exp((score - highest) - log_sum) - (i == label ? 1 : 0)) * factor;
     }
-    grad.store(i * op.column_stride, narrow<T>(value));
+    grad.store(i * op.grad_column_stride, narrow<T>(value));
   }
 }
 

@@ -18,6 +18,8 @@ Tensor heatmap_to_boxes(const Tensor& heatmaps, double threshold, int64_t image_
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(FGVC_NAMESPACE, FGVC_CUDA_KEY, m) { m.impl("heatmap_to_boxes", TORCH_BOX(&heatmap_to_boxes)); }
+STABLE_TORCH_LIBRARY_IMPL(FGVC_NAMESPACE, FGVC_CUDA_KEY, m) {
+  m.impl("heatmap_to_boxes", TORCH_BOX(&heatmap_to_boxes));
+}
 
 }  // namespace fgvc_ext

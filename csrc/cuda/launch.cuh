@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "../common/tensor.h"
+#include "../common/tiles.h"
 #include "index.cuh"
 
 #ifdef FGVC_EXT_EMULATE_CUDA
@@ -67,8 +68,6 @@ class Launcher {
   DeviceGuard guard_;
   Stream stream_;
 };
-
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <int Value>
 using Constant = std::integral_constant<int, Value>;

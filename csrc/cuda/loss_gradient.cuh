@@ -10,11 +10,12 @@ namespace fgvc_ext::cuda {
 
 constexpr int kLossThreads = 256;
 
-// One block: result = factor · Σ values / max(1, divisor), 0 where there are no values. The divisor may be on the device.
+// One block: result = factor · Σ values / max(1, divisor), 0 where there are no values. The divisor may be on the
+// device.
 template <class Value>
 __global__ void __launch_bounds__(kLossThreads)
-    sum_losses(Global<const Value> values, int64_t count, Value divisor, Global<const Value> device_divisor, Value factor,
-               Global<Value> result) {
+    sum_losses(Global<const Value> values, int64_t count, Value divisor, Global<const Value> device_divisor,
+               Value factor, Global<Value> result) {
   Value total = 0;
   for (int64_t i = threadIdx.x; i < count; i += kLossThreads) total += values.load(i);
   total = block_reduce<kLossThreads>(total, Sum());

@@ -44,6 +44,10 @@ class Global {
   using Element = std::remove_const_t<T>;
 
   __host__ __device__ explicit Global(Address data) : data_(static_cast<T*>(data)) {}
+  // What may be written may be read.
+  template <class Written>
+    requires std::is_same_v<const Written, T>
+  __host__ __device__ Global(const Global<Written>& written) : data_(written.data_) {}
   __device__ explicit operator bool() const { return data_ != nullptr; }
 
   template <class Index>
@@ -75,6 +79,9 @@ class Global {
   __device__ unsigned past_sector() const { return static_cast<unsigned>(reinterpret_cast<uintptr_t>(data_) % 32); }
 
  private:
+  template <class>
+  friend class Global;
+
   T* data_;
 };
 

@@ -1,5 +1,5 @@
-// Orthogonal loss, knowledge transfer eq. 2–5: one block per sample. It adds up |z| over the teachers where the gradient
-// will stand, then turns that into the sample's share of the loss and into the gradient to the student's map.
+// Orthogonal loss, knowledge transfer eq. 2–5: one block per sample. It adds up |z| over the teachers where the
+// gradient will stand, then turns that into the sample's share of the loss and into the gradient to the student's map.
 #pragma once
 
 #include "../common/orthogonal_loss.h"
@@ -8,6 +8,11 @@
 namespace fgvc_ext::cuda {
 
 constexpr int kOrthogonalThreads = 128;
+
+template <class Value>
+__device__ __forceinline__ Value magnitude(Value x) {
+  return x < 0 ? -x : x;
+}
 
 // z(x) = (x − mean) / largest / deviation, eq. 2. The largest |x − mean| is divided out first: z does not depend on the
 // map's scale, and so the squares of small and of large maps are finite.
@@ -34,13 +39,13 @@ __device__ Normalisation<Accumulation<T>> normalisation_of(const Global<const T>
   const Value mean = block_reduce<kOrthogonalThreads>(total, Sum()) / count;
   const bool constant = block_reduce<kOrthogonalThreads>(others, Sum()) == 0;
   for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads)
-    largest = Larger()(fabs(widen(map.load(i)) - mean), largest);
+    largest = Larger()(magnitude(widen(map.load(i)) - mean), largest);
   largest = block_reduce<kOrthogonalThreads>(largest, Larger());
   for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
     const Value x = (widen(map.load(i)) - mean) / largest;
     squares += x * x;
   }
-  return {constant, mean, largest, sqrt(block_reduce<kOrthogonalThreads>(squares, Sum()) / count)};
+  return {constant, mean, largest, static_cast<Value>(sqrt(block_reduce<kOrthogonalThreads>(squares, Sum()) / count))};
 }
 
 template <class T>
@@ -50,14 +55,15 @@ __global__ void __launch_bounds__(kOrthogonalThreads) orthogonal_sample(Orthogon
   const int64_t sample = blockIdx.x, first = sample * op.positions;
   const auto student = Global<const T>(op.student).from(first);
   const auto gradient = Global<Value>(op.gradient).from(first);
-  const Value maps = static_cast<Value>(op.teachers) * static_cast<Value>(op.samples), count = static_cast<Value>(positions);
+  const Value maps = static_cast<Value>(op.teachers) * static_cast<Value>(op.samples),
+              count = static_cast<Value>(positions);
 
   for (int64_t teacher = 0; teacher < op.teachers; ++teacher) {
     const auto map = Global<const Value>(op.teacher_maps).from((teacher * op.samples + sample) * op.positions);
     const auto z = normalisation_of<Value>(map, positions);
     for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
       const Value before = teacher == 0 ? Value(0) : gradient.load(i);
-      gradient.store(i, before + fabs(z(map.load(i))));
+      gradient.store(i, before + magnitude(z(map.load(i))));
     }
   }
 

@@ -23,17 +23,19 @@ void weigh(const Launcher& on, const SpatialAttentionMap& op, const Tensor& feat
       on.launch(weigh_channels<T, Index>, blocks, kAttentionThreads, of_channels, op, maps);
       return;
     }
-    bool done = false;
-    with_elements<T>(chunk_size<T>(op.features, layout), [&](auto elements) {
-      done = positions <= kChunksPerLane * kWarp * elements() && of_maps <= kSharedBytes;
-      if (done) on.launch(weigh_maps<T, elements(), Index>, blocks, kAttentionThreads, of_maps, op, maps);
-    });
-    if (done) return;
+    if (positions <= kMoreValues * kWarp && of_maps <= kSharedBytes) {
+      with_elements<T>(chunk_size<T>(op.features, layout), [&](auto elements) {
+        const auto kernel = positions <= kFewValues * kWarp ? weigh_maps<T, kFewValues, elements(), Index>
+                                                            : weigh_maps<T, kMoreValues, elements(), Index>;
+        on.launch(kernel, blocks, kAttentionThreads, of_maps, op, maps);
+      });
+      return;
+    }
     Tensor means = empty(features, {layout.samples, layout.channels}, accumulation(features));
     on.launch(channel_means<T, Index>, layout.maps(), kAttentionThreads, 0, Global<const T>(op.features), maps,
               Global<Value>(means.mutable_data_ptr()));
-    on.launch(weigh_positions<T, Index>, Blocks(blocks, ceil_divide(positions, kAttentionThreads)), kAttentionThreads, 0,
-              op, maps, Global<const Value>(means.const_data_ptr()));
+    on.launch(weigh_positions<T, Index>, Blocks(blocks, ceil_divide(positions, kAttentionThreads)), kAttentionThreads,
+              0, op, maps, Global<const Value>(means.const_data_ptr()));
   });
   on.launch(attention_totals<T>, ceil_divide(layout.samples * positions, kAttentionThreads), kAttentionThreads, 0, op,
             positions);
@@ -61,8 +63,8 @@ void gradient(const Launcher& on, const SpatialAttentionMapBackward& op) {
     const int elements = std::min({chunk_size<T>(op.features, layout), chunk_size<T>(op.grad_features, grad_layout),
                                    chunk_size<T>(op.grad, grad_layout)});
     with_elements<T>(elements, [&](auto elements) {
-      on.launch(gradient_of_maps<T, elements(), Index>, ceil_divide(layout.maps(), kWarpsPerBlock), kAttentionThreads, 0,
-                op, maps, grad_maps);
+      on.launch(gradient_of_maps<T, elements(), Index>, ceil_divide(layout.maps(), kWarpsPerBlock), kAttentionThreads,
+                0, op, maps, grad_maps);
     });
   });
 }

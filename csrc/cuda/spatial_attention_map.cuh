@@ -13,7 +13,8 @@ namespace fgvc_ext::cuda {
 
 constexpr int kAttentionThreads = kWarpsPerBlock * kWarp;
 constexpr int64_t kChannelsPerGroup = 256;
-constexpr int kChunksPerLane = 4;  // of a map whose values one warp holds in registers
+// Values of a map that one lane holds in registers: maps of up to 256 or 1,024 positions.
+constexpr int kFewValues = 8, kMoreValues = 32;
 
 // The block's group of channels.
 struct AttentionGroup {
@@ -29,20 +30,21 @@ struct AttentionGroup {
 
 // --- forward: maps whose positions lie side by side, one warp per map ---
 
-template <class T, int Elements, class Index>
+template <class T, int Values, int Elements, class Index>
 __global__ void __launch_bounds__(kAttentionThreads) weigh_maps(SpatialAttentionMap op, Maps<Index> maps) {
   using Value = Accumulation<T>;
-  auto* of_warp = dynamic_shared<Value>();  // [warps][positions]
+  constexpr int kChunks = Values / Elements;
+  const auto of_warp = dynamic_shared<Value>();  // [warps][positions]
   const AttentionGroup group(op, blockIdx.x);
   const uint32_t positions = maps.positions;
   const unsigned lane = lane_index(), warp = warp_index();
-  Value sums[kChunksPerLane][Elements] = {};
+  Value sums[kChunks][Elements] = {};
   for (int64_t c = warp; c < group.channels; c += kWarpsPerBlock) {
     const auto map = static_cast<Index>(group.sample * op.layout.channels + group.first_channel + c);
     const auto memory = Global<const T>(op.features).from(maps.begin(map));
-    Value x[kChunksPerLane][Elements], total = 0;
+    Value x[kChunks][Elements], total = 0;
 #pragma unroll
-    for (int i = 0; i < kChunksPerLane; ++i) {
+    for (int i = 0; i < kChunks; ++i) {
       const uint32_t position = (i * kWarp + lane) * Elements;
       if (position < positions) {
         const auto chunk = maps.template load<Elements>(memory, position);
@@ -57,12 +59,12 @@ __global__ void __launch_bounds__(kAttentionThreads) weigh_maps(SpatialAttention
     }
     const Value gain = warp_reduce(total, Sum()) / static_cast<Value>(positions);
 #pragma unroll
-    for (int i = 0; i < kChunksPerLane; ++i)
+    for (int i = 0; i < kChunks; ++i)
 #pragma unroll
       for (int e = 0; e < Elements; ++e) sums[i][e] += gain * x[i][e];
   }
 #pragma unroll
-  for (int i = 0; i < kChunksPerLane; ++i)
+  for (int i = 0; i < kChunks; ++i)
 #pragma unroll
     for (int e = 0; e < Elements; ++e) {
       const uint32_t position = (i * kWarp + lane) * Elements + e;
@@ -83,7 +85,7 @@ template <class T, class Index>
 __global__ void __launch_bounds__(kAttentionThreads) weigh_channels(SpatialAttentionMap op, Maps<Index> maps) {
   using Value = Accumulation<T>;
   __shared__ Value of_warp[kWarpsPerBlock][kWarp];
-  auto* sums = dynamic_shared<Value>();  // [positions]
+  const auto sums = dynamic_shared<Value>();  // [positions]
   const AttentionGroup group(op, blockIdx.x);
   const uint32_t positions = maps.positions;
   const unsigned lane = lane_index(), warp = warp_index();

@@ -2,7 +2,7 @@
 // 5–8), or the mask itself.
 #pragma once
 
-#include "../common/arguments.h"
+#include "../common/diversify.h"
 #include "index.cuh"
 #include "reduction.cuh"
 
@@ -17,24 +17,20 @@ struct Shades {
   T plain, hidden;
 };
 
-struct GradientShades {
-  template <class T, class Index>
-  __device__ __forceinline__ static Shades<T> of(const SpreadBits& op, Index map, uint32_t positions) {
-    using Value = Accumulation<T>;
-    const Value share = widen(Global<const T>(op.grad).load(map)) / static_cast<Value>(positions);
-    return {narrow<T>(share), narrow<T>(share * static_cast<Value>(op.alpha))};
-  }
-};
-struct MaskShades {
-  template <class T, class Index>
-  __device__ __forceinline__ static Shades<T> of(const SpreadBits&, Index, uint32_t) {
-    return {0, 1};
-  }
-};
+template <class T, class Index>
+__device__ __forceinline__ Shades<T> shades_of(const SpreadGradient& op, Index map, uint32_t positions) {
+  using Value = Accumulation<T>;
+  const Value share = widen(Global<const T>(op.grad).load(map)) / static_cast<Value>(positions);
+  return {narrow<T>(share), narrow<T>(share * static_cast<Value>(op.alpha))};
+}
+template <class T, class Index>
+__device__ __forceinline__ Shades<T> shades_of(const SpreadMask&, Index, uint32_t) {
+  return {0, 1};
+}
 
 // One thread per `Elements` neighbouring positions of a map, at most a byte of the mask.
-template <class T, class Kind, int Elements, class Index>
-__global__ void __launch_bounds__(kSpreadThreads) spread_maps(SpreadBits op, Maps<Index> maps, Divisor<Index> chunks) {
+template <class T, class Op, int Elements, class Index>
+__global__ void __launch_bounds__(kSpreadThreads) spread_maps(Op op, Maps<Index> maps, Divisor<Index> chunks) {
   static_assert(Elements <= kBitsPerByte);
   Index chunk_of_map;
   const Index map = chunks.divide(Index{blockIdx.x} * kSpreadThreads + threadIdx.x, chunk_of_map);
@@ -42,7 +38,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread_maps(SpreadBits op, Map
   const auto position = static_cast<uint32_t>(chunk_of_map) * Elements;
   const uint32_t bytes = (maps.positions + kBitsPerByte - 1) / kBitsPerByte;
   const unsigned byte = Global<const uint8_t>(op.bits).load(map * bytes + position / kBitsPerByte);
-  const Shades<T> shades = Kind::template of<T>(op, map, maps.positions);
+  const Shades<T> shades = shades_of<T>(op, map, maps.positions);
   Chunk<T, Elements> chunk;
 #pragma unroll
   for (int e = 0; e < Elements; ++e)
@@ -52,8 +48,8 @@ __global__ void __launch_bounds__(kSpreadThreads) spread_maps(SpreadBits op, Map
 
 // One lane per channel: the block brings the bits of its 32 channels to shared memory, and its warps take turns at the
 // positions.
-template <class T, class Kind, class Index>
-__global__ void __launch_bounds__(kSpreadThreads) spread_channels(SpreadBits op, ChannelGroups<Index> groups) {
+template <class T, class Op, class Index>
+__global__ void __launch_bounds__(kSpreadThreads) spread_channels(Op op, ChannelGroups<Index> groups) {
   const ChannelGroup<Index> group(groups, blockIdx.x);
   const Maps<Index>& maps = groups.maps;
   const uint32_t bytes = (maps.positions + kBitsPerByte - 1) / kBitsPerByte;
@@ -63,7 +59,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread_channels(SpreadBits op,
   __syncthreads();
   const unsigned lane = lane_index();
   if (lane >= group.channels) return;
-  const Shades<T> shades = Kind::template of<T>(op, group.first_map + lane, maps.positions);
+  const Shades<T> shades = shades_of<T>(op, group.first_map + lane, maps.positions);
   const auto memory = Global<T>(op.output).from(group.begin + lane);
   for (uint32_t byte = warp_index(); byte < bytes; byte += kWarpsPerBlock) {
     const unsigned hidden = bits[lane * bytes + byte];
