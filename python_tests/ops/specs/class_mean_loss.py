@@ -76,7 +76,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("zero embeddings", zeros, labels, means),
         laid_out("zero embeddings, not normalised", zeros, labels, means, normalize=False),
         laid_out("an embedding that is its mean", means[:5].clone(), [0, 1, 2, 3, 4], means, normalize=False),
-        laid_out("one number", some(6, 1), labels, some(5, 1, seed=1)),
+        laid_out("one number", some(6, 1), labels, some(5, 1, seed=1), normalize=False),
         laid_out("prime size", some(7, 67), [0, 1, 2, 0, 1, 2, 0], near(3, 67)),
         laid_out("more classes than a vector has lanes", some(41, 37), [n % 37 for n in range(41)], near(37, 37)),
         laid_out("10,000 classes", some(4, 7), [9999, 0, 5000, 9999], near(10000, 7)),

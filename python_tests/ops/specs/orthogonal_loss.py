@@ -55,7 +55,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         # In float32 the mean of this map is not its value.
         laid_out("a constant map of a third", torch.full_like(some, 1 / 3), others),
         laid_out("one pixel", maps(3, 1, 1)),
-        laid_out("two pixels", maps(3, 1, 2)),
+        laid_out("six pixels", maps(3, 2, 3)),
         laid_out("one row", maps(2, 1, 37)),
         laid_out("7x7", maps(2, 7, 7)),
         laid_out("14x14", maps(2, 14, 14), 5),
