@@ -99,11 +99,6 @@ def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty_like(tensor, device="meta").stride()
 
 
-def fake_loss_gradient(gradients: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of the backward of losses that saved their gradients [losses, *size]: csrc/common/loss_gradient.h."""
-    return gradients.new_empty(gradients.shape[1:], dtype=dtype)
-
-
 def _dense_in_the_order_of(tensor: Tensor) -> tuple[int, ...]:
     """Strides without gaps, the dimensions in the order that they have in memory."""
     order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim))
@@ -112,6 +107,11 @@ def _dense_in_the_order_of(tensor: Tensor) -> tuple[int, ...]:
         strides[dim] = elements
         elements *= max(tensor.shape[dim], 1)
     return tuple(strides)
+
+
+def fake_loss_gradient(gradients: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the backward of losses that saved their gradients [losses, *size]: csrc/common/loss_gradient.h."""
+    return gradients.new_empty(gradients.shape[1:], dtype=dtype)
 
 
 def _must_record(arguments: tuple[Any, ...]) -> bool:
