@@ -35,7 +35,7 @@ class Mutant:
 
     @property
     def selection(self) -> tuple[str, ...]:
-        return self.tests or tests_of(self.file)
+        return self.tests or selection_of(self.file)
 
     def applied(self, text: str) -> str:
         if text.count(self.old) != 1:
@@ -48,7 +48,7 @@ class Mutant:
     def key(self) -> str:
         """Of all that decides the result: another key is another mutant, whose result is not known."""
         parts = [self.file, self.old, self.new, *self.selection, (ROOT / self.file).read_text()]
-        return digest([*parts, *(path.read_text() for path in test_files(self.selection))])
+        return digest([*parts, *(path.read_text() for path in files_of(self.selection))])
 
 
 def of(file: str, *mutants: Mutant, tests: tuple[str, ...] = ()) -> list[Mutant]:
@@ -60,7 +60,7 @@ def operators() -> list[str]:
     return sorted(path.stem for path in (ROOT / "fgvc_ext" / "ops").glob("[a-z]*.py"))
 
 
-def tests_of(file: str) -> tuple[str, ...]:
+def selection_of(file: str) -> tuple[str, ...]:
     """Of an operator's file: all tests of the fast tier that bear its name, its own file first. Else: all of ops."""
     stem = Path(file).stem
     emulated = file.startswith("csrc/cuda/")
@@ -73,12 +73,12 @@ def tests_of(file: str) -> tuple[str, ...]:
     return (*paths, "-m", "not slow", *(["-k", ALSO_NAMED.get(names[0], names[0])] if names else []))
 
 
-def test_files(selection: tuple[str, ...]) -> Iterator[Path]:
+def files_of(selection: tuple[str, ...], root: Path | None = None) -> Iterator[Path]:
     """What pytest reads for these arguments, but for the files of operators that they do not name."""
     text = " ".join(selection)
     others = [name for name in operators() if "-k" in selection and name not in text]
     for argument in selection:
-        path = ROOT / argument.split("::")[0]
+        path = (root or ROOT) / argument.split("::")[0]
         for found in sorted(path.rglob("*.py")) if path.is_dir() else [path] * path.is_file():
             if not any(name in found.stem for name in others):
                 yield found

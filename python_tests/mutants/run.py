@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import Queue
 from typing import NamedTuple
 
-from .mutant import ROOT, Mutant, digest, mutants, test_files
+from .mutant import ROOT, Mutant, digest, files_of, mutants
 
 RESULTS = Path(__file__).with_name("results.csv")
 WORK = ROOT / "build" / "mutants"
@@ -66,6 +66,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.tree, self.build_folder, self.passed = folder / "tree", folder / "build", folder / "passed.csv"
+        self.failing: set[str] = set()  # the keys of tests that do not pass without a change
         self.environment = {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
         beside = Path(sys.executable).parent  # where setup.py, too, looks first
         self.cmake = shutil.which("cmake", path=str(beside)) or "cmake"
@@ -121,22 +122,25 @@ class Workshop:
 
     def seconds_unchanged(self, mutant: Mutant, jobs: int) -> float:
         """How long the mutant's tests take, and pass, without it; 0 if they do not pass. Remembered."""
-        sources = [path for folder in ("csrc", "fgvc_ext") for path in sorted((ROOT / folder).rglob("*"))]
+        sources = [path for folder in ("csrc", "fgvc_ext") for path in sorted((self.tree / folder).rglob("*"))]
         texts = [path.read_text() for path in sources if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py")]
-        key = digest([*mutant.selection, *texts, *(path.read_text() for path in test_files(mutant.selection))])
+        key = digest([*mutant.selection, *texts, *(path.read_text() for path in files_of(mutant.selection, self.tree))])
         known = dict(line.split(",") for line in self.passed.read_text().split()) if self.passed.exists() else {}
+        if key in self.failing:
+            return 0
         if key not in known:
             errors, started = self.build(mutant.file, jobs), time.monotonic()
             result, by = ("caught", errors) if errors else self.test(mutant.selection, 1800)
             if result != "survived":
                 print(f"{mutant.file}: its tests do not pass as it is: {by}", flush=True)
+                self.failing.add(key)
                 return 0
             known[key] = f"{time.monotonic() - started:.0f}"
             self.passed.write_text("".join(f"{one},{seconds}\n" for one, seconds in known.items()))
         return max(1.0, float(known[key]))
 
-    def run(self, mutant: Mutant, jobs: int) -> Result:
-        usual, path, key = self.seconds_unchanged(mutant, jobs), self.tree / mutant.file, mutant.key
+    def run(self, mutant: Mutant, key: str, jobs: int) -> Result:
+        usual, path = self.seconds_unchanged(mutant, jobs), self.tree / mutant.file
         if not usual:
             return Result(mutant.id, BEFORE, "", 0, "")
         original, started = path.read_text(), time.monotonic()
@@ -150,7 +154,7 @@ class Workshop:
         return Result(mutant.id, result, by, round(time.monotonic() - started), key)
 
 
-def run_all(pending: list[Mutant], results: Results, workers: int) -> list[Mutant]:
+def run_all(pending: list[Mutant], keys: dict[str, str], results: Results, workers: int) -> list[Mutant]:
     """Runs them, the mutants of a file one after the other; returns those that could not be run."""
     workshops: Queue[Workshop] = Queue()
     for number in range(workers):
@@ -161,7 +165,7 @@ def run_all(pending: list[Mutant], results: Results, workers: int) -> list[Mutan
     def run_file(group: list[Mutant]) -> None:
         workshop = workshops.get()
         for mutant in group:
-            result = workshop.run(mutant, max(1, (os.cpu_count() or 1) // workers))
+            result = workshop.run(mutant, keys[mutant.id], max(1, (os.cpu_count() or 1) // workers))
             print(f"{result.result:16}{result.seconds:5} s  {mutant.id}  {result.by}", flush=True)
             failed.append(mutant) if result.result == BEFORE else results.add(result)
         workshops.put(workshop)
@@ -202,10 +206,12 @@ def main() -> int:
         if re.search(arguments.only, f"{mutant.id}\n{mutant.file}") and mutant.area.startswith(arguments.area)
     ]  # fmt: skip
     results = Results(arguments.results, {mutant.id for mutant in everything})
+    # Now, because who goes on working in the tree while this runs must not get results of other sources.
+    keys = {mutant.id: mutant.key for mutant in chosen}
     known = {id_: result.key for id_, result in results.of.items()}
-    pending = [mutant for mutant in chosen if arguments.again or known.get(mutant.id) != mutant.key]
+    pending = [mutant for mutant in chosen if arguments.again or known.get(mutant.id) != keys[mutant.id]]
     print(f"{len(chosen)} mutants, {len(pending)} without a result", flush=True)
-    return 0 if report(chosen, results, run_all(pending, results, arguments.jobs)) else 1
+    return 0 if report(chosen, results, run_all(pending, keys, results, arguments.jobs)) else 1
 
 
 if __name__ == "__main__":

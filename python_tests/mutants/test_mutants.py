@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .mutant import ROOT, Mutant, mutants, test_files
+from .mutant import ROOT, Mutant, files_of, mutants
 from .run import RESULTS, Results, report
 
 MUTANTS = mutants()
@@ -23,7 +23,7 @@ QUICK = (
 def test_it_applies(mutant: Mutant) -> None:
     text = (ROOT / mutant.file).read_text()
     assert mutant.applied(text) != text
-    assert list(test_files(mutant.selection)), f"{mutant.selection} are no tests"
+    assert list(files_of(mutant.selection)), f"{mutant.selection} are no tests"
     for argument in mutant.selection:
         if argument.startswith("python_tests/"):
             assert (ROOT / argument.split("::")[0]).exists(), argument

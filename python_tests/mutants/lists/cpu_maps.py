@@ -162,9 +162,10 @@ MUTANTS = [
         "csrc/cpu/rows.h",
         Mutant(
             "rows-end",
-            "for (; i < size; i += kLanes) total += term(RestOfRow{size}, i);",
-            "for (; i + kLanes < size; i += kLanes) total += term(RestOfRow{size}, i);",
+            "if (i < size) total += term(RestOfRow{size}, i);",
+            "if (i + 1 < size) total += term(RestOfRow{size}, i);",
         ),
+        Mutant("rows-odd-vector", "if (size - i >= kStep) {\n    total +=", "if (size - i > kStep) {\n    total +="),
         tests=("python_tests/ops/test_orthogonal_loss.py", "python_tests/ops/test_class_mean_loss.py"),
     ),
     *of(
