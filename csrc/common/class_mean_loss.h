@@ -20,12 +20,12 @@ struct ClassMeanLoss {
   const int64_t *order, *start;
 
   // Accumulation type:
-  void* features;   // [N,E], f: the embeddings, of length one where they are normalised
-  void* lengths;    // [N], ‖embedding‖; one where nothing is normalised
-  void* means;      // [groups,E], μ^t
+  void* features;          // [N,E], f: the embeddings, of length one where they are normalised
+  void* lengths;           // [N], ‖embedding‖; one where nothing is normalised
+  void* means;             // [groups,E], μ^t
   void *within, *between;  // [groups]: Σ ‖f − μ^t‖² of each class, Σ max(m − d², 0)² over its pairs with later classes
-  void* gradients;  // [2,N,E]: of L_w and of L_b to the embeddings
-  void* batch_means;  // [N,E], means_dtype
+  void* gradients;         // [2,N,E]: of L_w and of L_b to the embeddings
+  void* batch_means;       // [N,E], means_dtype
 };
 
 }  // namespace fgvc_ext

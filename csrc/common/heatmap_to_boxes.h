@@ -14,7 +14,7 @@ struct HeatmapToBoxes {
   double threshold;
   int64_t image_height, image_width;  // pixels
   double min_size;                    // pixels
-  void* boxes;                                  // [N,4] x1, y1, x2, y2, accumulation type
+  void* boxes;                        // [N,4] x1, y1, x2, y2, accumulation type
 };
 
 }  // namespace fgvc_ext

@@ -8,10 +8,10 @@ namespace fgvc_ext {
 struct OrthogonalLoss {
   Dtype dtype;  // of the student's map
   int64_t samples, positions, teachers;
-  const void* student;   // [N,H·W], dtype
+  const void* student;       // [N,H·W], dtype
   const void* teacher_maps;  // [T,N,H·W], accumulation type
-  void* losses;          // [N], accumulation type: the sample's share of the loss
-  void* gradient;        // [N,H·W], accumulation type
+  void* losses;              // [N], accumulation type: the sample's share of the loss
+  void* gradient;            // [N,H·W], accumulation type
 };
 
 }  // namespace fgvc_ext

@@ -19,9 +19,8 @@ namespace {
 struct Groups {
   explicit Groups(const ClassMeanLoss& op) : order(op.samples) {
     std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return op.labels[a] != op.labels[b] ? op.labels[a] < op.labels[b] : a < b;
-    });
+    std::sort(order.begin(), order.end(),
+              [&](int64_t a, int64_t b) { return op.labels[a] != op.labels[b] ? op.labels[a] < op.labels[b] : a < b; });
     for (int64_t i = 0; i < op.samples; ++i)
       if (i == 0 || op.labels[order[i]] != op.labels[order[i - 1]]) start.push_back(i);
     start.push_back(op.samples);
@@ -34,8 +33,7 @@ struct Groups {
 std::tuple<Tensor, Tensor, Tensor, Tensor> class_mean_loss(const Tensor& embeddings, const Tensor& labels,
                                                            const Tensor& class_means, double alpha, double margin,
                                                            double gamma, bool normalize) {
-  ClassMeanLossCall call =
-      prepare_class_mean_loss(embeddings, labels, class_means, alpha, margin, gamma, normalize);
+  ClassMeanLossCall call = prepare_class_mean_loss(embeddings, labels, class_means, alpha, margin, gamma, normalize);
   ClassMeanLoss& op = call.op;
   check_labels("class_mean_loss", "labels", op.labels, op.samples, op.classes);
   const Groups groups(op);

@@ -11,15 +11,15 @@
 namespace fgvc_ext::FGVC_ISA {
 
 // Runs `statement` with M as the storage type of the class means beside embeddings of type T: T, or float beside half.
-#define FGVC_SWITCH_MEANS(T, op, statement)                           \
-  do {                                                                \
-    if ((op).means_dtype == (op).dtype) {                             \
-      using M = T;                                                    \
-      statement;                                                      \
-    } else {                                                          \
-      using M = ::fgvc_ext::Accumulation<T>;                          \
-      statement;                                                      \
-    }                                                                 \
+#define FGVC_SWITCH_MEANS(T, op, statement)  \
+  do {                                       \
+    if ((op).means_dtype == (op).dtype) {    \
+      using M = T;                           \
+      statement;                             \
+    } else {                                 \
+      using M = ::fgvc_ext::Accumulation<T>; \
+      statement;                             \
+    }                                        \
   } while (0)
 
 // --- f = embedding / ‖embedding‖; a zero stays zero ---
@@ -97,8 +97,7 @@ FGVC_INLINE void through_normalisation(bool normalize, const Value* feature, Val
                                        Value* gradient) {
   if (!normalize) return;
   const Value along = row_dot(gradient, feature, size);
-  for (int64_t i = 0; i < size; ++i)
-    gradient[i] = length == 0 ? Value(0) : (gradient[i] - feature[i] * along) / length;
+  for (int64_t i = 0; i < size; ++i) gradient[i] = length == 0 ? Value(0) : (gradient[i] - feature[i] * along) / length;
 }
 
 template <class T>
