@@ -74,15 +74,34 @@ FGVC_INLINE void for_each_vector(int64_t size, Take take) {
   if (i < size) take(RestOfRow{size}, i);
 }
 
-// Σ term(how, i) over the vectors of a row.
+// Terms of two sums that are added up together.
+template <class Value>
+struct Two {
+  Vector<Value> first, second;
+  __attribute__((always_inline)) Two operator+(const Two& other) const {
+    return {first + other.first, second + other.second};
+  }
+  __attribute__((always_inline)) void operator+=(const Two& other) { *this = *this + other; }
+};
+template <class Value>
+struct TwoSums {
+  Value first, second;
+};
+template <class Value>
+FGVC_INLINE TwoSums<Value> sum(const Two<Value>& x) {
+  return {sum(x.first), sum(x.second)};
+}
+
+// Σ term(how, i) over the vectors of a row; a term is a vector, or two of them.
 template <class Value, class Term>
-FGVC_INLINE Value sum_of_terms(int64_t size, Term term) {
+FGVC_INLINE auto sum_of_terms(int64_t size, Term term) {
   constexpr int64_t kStep = kLanesOf<Value>, kPair = 2 * kStep, kPairsPerBlock = 32;
-  Vector<Value> total = {};
+  using Terms = decltype(term(WholeVectors{}, int64_t{0}));
+  Terms total = {};
   int64_t i = 0;
   while (size - i >= kPair) {
     const int64_t stop = i + smaller((size - i) / kPair, kPairsPerBlock) * kPair;
-    Vector<Value> even = {}, odd = {};  // two chains, so that neither waits for itself
+    Terms even = {}, odd = {};  // two chains, so that neither waits for itself
     for (; i < stop; i += kPair) {
       even += term(WholeVectors{}, i);
       odd += term(WholeVectors{}, i + kStep);
@@ -106,6 +125,14 @@ FGVC_INLINE Value row_sum(const Value* a, int64_t size) {
 template <class Value>
 FGVC_INLINE Value row_dot(const Value* a, const Value* b, int64_t size) {
   return sum_of_terms<Value>(size, [&](auto how, int64_t i) { return how.at(a, i, 0) * how.at(b, i, 0); });
+}
+// Σ a and Σ a b
+template <class Value>
+FGVC_INLINE TwoSums<Value> row_sum_and_dot(const Value* a, const Value* b, int64_t size) {
+  return sum_of_terms<Value>(size, [&](auto how, int64_t i) {
+    const Vector<Value> x = how.at(a, i, 0);
+    return Two<Value>{x, x * how.at(b, i, 0)};
+  });
 }
 // Σ (a − b)²
 template <class Value>

@@ -185,6 +185,29 @@ def test_an_exported_program_can_be_trained(spec: Spec, dynamic: bool, device: s
     assert_same_bits(gradients[1], gradients[0], "trained")
 
 
+class Plain(torch.nn.Module):
+    def __init__(self, spec: Spec, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.spec, self.options = spec, options
+
+    def forward(self, tensors: dict[str, Any]) -> Any:
+        return self.spec.function(**tensors, **self.options)
+
+
+@each_differentiable
+def test_an_exported_program_gives_its_inputs_gradients(spec: Spec, device: str) -> None:
+    """Also those that required none when it was exported: what backward needs of the forward pass must be there."""
+    for sample in samples(spec, torch.float32, device)[:3]:
+        program = torch.export.export(Plain(spec, sample.options), (dict(sample.tensors),)).module()
+        outcome = run(lambda p=program, s=sample, **arguments: p(given_to(s, arguments)), sample)
+        assert_same_bits(outcome, run(spec.function, sample), sample.name)
+
+
+def given_to(sample: Sample, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Of a call's arguments the tensors; the options are constants of the program."""
+    return {name: arguments[name] for name in sample.tensors}
+
+
 # --- torch.func.vmap --------------------------------------------------------------------------------------------------
 
 BATCH = 3

@@ -65,6 +65,21 @@ def test_every_operator_is_called_as_the_specs_call_it(name: str) -> None:
         assert list(map(hostile.describe, one)) == list(map(hostile.describe, other))
 
 
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name.endswith("_backward")])
+def test_a_gradient_of_overlapping_elements_is_refused(name: str) -> None:
+    """No process ends of it: but parallel tasks would write the same element."""
+    operator = getattr(torch.ops.fgvc_ext, name).default
+    names = [argument.name for argument in operator._schema.arguments]
+    if "stride" not in names:
+        pytest.skip("the gradient has the layout of a saved tensor")
+    place = names.index("stride")
+    valid = next(list(call) for call in hostile.valid_calls(name) if call[0].numel() > 1)
+    operator(*valid)
+    for stride in ([0] * len(valid[place]), [1] * len(valid[place]), [-1, *valid[place][1:]]):
+        with pytest.raises(RuntimeError, match=f"{name}: .*stride"):
+            operator(*valid[:place], stride, *valid[place + 1 :])
+
+
 def test_a_call_that_ends_the_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "program.py"
     program.write_text("""

@@ -101,11 +101,12 @@ def large() -> list[Sample]:
 
 
 def of_size(size: Size, device: str) -> Sample:
+    """Not normalised: tests that scale the embeddings would see no gradient to the scale."""
     samples, channels, height, width = size
-    embeddings = random(samples, channels, dtype=torch.float32, device=device)
+    embeddings = random(samples, channels, dtype=torch.float32, device=device) / channels**0.5
     classes = max(1, height * width)
     labels = torch.arange(samples, device=device) % classes
-    return sample("of size", embeddings, labels, close(classes, channels, torch.float32, device))
+    return sample("of size", embeddings, labels, close(classes, channels, torch.float32, device), normalize=False)
 
 
 def shrunk(sample: Sample) -> Sample:
