@@ -136,9 +136,7 @@ MUTANTS = [
             "for (int64_t group = 2; group < op.groups; ++group)",
         ),
         Mutant(
-            "attention-last-row",
-            "if (row < count) even += gains[row] * load(rows + row * pitch + i);",
-            "if (row + 1 < count) even += gains[row] * load(rows + row * pitch + i);",
+            "attention-last-row", "if (row < count) even += gains[row] *", "if (row + 1 < count) even += gains[row] *"
         ),
         Mutant(
             "attention-gradient-without-offset",

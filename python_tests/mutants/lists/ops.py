@@ -19,7 +19,7 @@ MUTANTS = [
             "if isinstance(value, bool) or not isinstance(value, (int, torch",
             "if not isinstance(value, (int, torch",
         ),
-        Mutant("checks-py-float32-limit", "abs(number) <= _LARGEST_FLOAT32", "abs(number) <= _LARGEST"),
+        Mutant("checks-py-float32-limit", "abs(number) <= LARGEST_FLOAT32", "abs(number) <= _LARGEST"),
         Mutant("checks-py-probability", "0 <= p <= 1", "0 <= p < 1"),
         Mutant("checks-py-positions", "positions > _MOST_POSITIONS", "positions >= 2 * _MOST_POSITIONS"),
         Mutant(
@@ -150,7 +150,7 @@ MUTANTS = [
             "_class_mean_loss_backward(within, between, gradients, ctx.dtype)",
             "_class_mean_loss_backward(between, within, gradients, ctx.dtype)",
         ),
-        Mutant("class-means-py-rate-zero", "lambda number: number >= 0", "lambda number: number > 0"),
+        Mutant("class-means-py-rate-zero", "lambda number: 0 <= number <=", "lambda number: 0 < number <="),
         Mutant(
             "class-means-py-differentiable-means",
             "ctx.mark_non_differentiable(batch_means, gradients)",
@@ -175,7 +175,7 @@ MUTANTS = [
     ),
     *of(
         "fgvc_ext/ops/heatmap_to_boxes.py",
-        Mutant("boxes-py-gradient", "heatmaps = heatmaps.detach()", "heatmaps = heatmaps"),
+        Mutant("boxes-py-gradient", "= heatmaps.detach(), float(threshold)", "= heatmaps, float(threshold)"),
         Mutant("boxes-py-threshold-one", "lambda value: 0 <= value <= 1", "lambda value: 0 < value <= 1"),
     ),
     *of(
