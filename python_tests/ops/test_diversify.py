@@ -1,5 +1,6 @@
 """What the paper says of the diversification block, beyond the contract that every operator keeps."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from torch.export import Dim
 
 import fgvc_ext
 from fgvc_ext import _library, nn, ops
+from fgvc_ext.reference.diversify import hide_threshold
 from fgvc_ext.reference.philox import philox
 
 
@@ -54,6 +56,29 @@ def test_draws_have_their_probabilities(p: float) -> None:
     for position in range(4):
         others = mask[:, :, position][(peak != position)[..., 0]]
         assert others.double().mean().item() == pytest.approx(p, abs=2 * spread)
+
+
+def test_a_threshold_is_the_share_of_all_words() -> None:
+    words = 2**32
+    assert [hide_threshold(p) for p in (0.0, 1 / words, 0.5, 1 - 1 / words, 1.0)] == [0, 1, 2**31, words - 1, words]
+
+
+@pytest.mark.parametrize("backend", ["kernel", "reference"])
+def test_the_mask_has_the_layout_of_the_maps(backend: str) -> None:
+    maps = torch.randn(2, 5, 4, 6).contiguous(memory_format=torch.channels_last)
+    with fgvc_ext.use_reference() if backend == "reference" else contextlib.nullcontext():
+        assert ops.suppression_mask(maps, seed=1).stride() == maps.stride()
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 16])
+def test_a_graph_knows_how_many_bytes_hold_the_mask(width: int) -> None:
+    """Whole bytes a map: a multiple of eight positions needs no further one."""
+    if not _library.has_schemas():
+        pytest.skip("the package has no compiled libraries")
+    arguments = (torch.tensor(0), 2**31, 2**31, 3, 0.1)
+    bits = torch.ops.fgvc_ext.diversify(torch.randn(2, 3, 1, width), *arguments)[1]
+    traced = torch.ops.fgvc_ext.diversify(torch.empty(2, 3, 1, width, device="meta"), *arguments)[1]
+    assert traced.shape == bits.shape == (2, 3, -(-width // 8))
 
 
 def test_patches_at_the_edge_are_hidden_like_the_others() -> None:

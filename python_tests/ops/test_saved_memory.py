@@ -1,5 +1,6 @@
 """What the operators keep between forward and backward: the bytes that their specs say, and nothing else."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .comparison import named_tensors, results, with_leaves
+from .comparison import map_tensors, named_tensors, results, with_leaves
 from .conftest import each_differentiable, each_spec, needs_libraries
 from .spec import Spec
 from .test_contract import samples
@@ -47,6 +48,17 @@ def test_what_is_saved_is_what_the_spec_says(spec: Spec) -> None:
         assert kept == set(case.keeps), case.sample.name
         new = sum(size for where, size in storages.items() if where not in map(address, arguments.values()))
         assert new == case.new_bytes, case.sample.name
+
+
+@each_differentiable
+def test_an_argument_that_is_not_kept_can_be_freed(spec: Spec) -> None:
+    """Whatever holds it: what autograd is told to save is not all that a context can hold on to."""
+    for case in spec.saved():
+        called = map_tensors(with_leaves(case.sample), Tensor.clone)
+        alive = {name: weakref.ref(tensor) for name, tensor in named_tensors(called.tensors)}
+        value = spec.function(**called.tensors, **called.options)
+        del called
+        assert {name for name, reference in alive.items() if reference() is not None} <= set(case.keeps), value
 
 
 @each_spec

@@ -20,11 +20,9 @@ MUTANTS = [
             "reference-diversify-peaks", "torch.where(peaks, hide_peaks, patches)", "patches | (peaks & hide_peaks)"
         ),
         Mutant(
-            "reference-diversify-alpha",
-            "torch.where(mask, alpha * values, values)",
-            "torch.where(mask, alpha * values, values * (alpha != 0.25))",
+            "reference-diversify-alpha", "alpha * values, values).mean", "alpha * values, values * (1 - alpha)).mean"
         ),
-        Mutant("reference-diversify-threshold", "round(probability * 2**32)", "int(probability * 2**31) * 2"),
+        Mutant("reference-diversify-threshold", "round(probability * 2**32)", "round(probability * (2**32 - 1))"),
         Mutant("reference-diversify-layout", "torch.empty_like(maps, dtype=torch.bool).copy_(mask)", "mask"),
         Mutant(
             "reference-diversify-columns",
