@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgvc_ext import _library, ops, reference
 
 from .comparison import assert_follows, assert_same_bits, run
-from .samples import DTYPES, OPERATORS, Operator, Sample, random
+from .samples import DTYPES, OPERATORS, Operator, Sample, arrange, random
 
 LIBRARY = _library.FOLDER / "libfgvc_ext_emulated.so"
 SCHEDULES = ("forward", "reverse", "random:1", "random:2")
@@ -139,16 +139,121 @@ def ties_and_what_is_not_finite(layout: str, dtype: torch.dtype) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
 
 
+def ranks(features: Tensor, k: int) -> Tensor:
+    return features.flatten(2).sort(dim=2, descending=True, stable=True).indices[:, :, :k]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [1, 3, 8, 16, 72])
+@pytest.mark.parametrize("k", [1, 3, 8, 16, 17, 32, 33, 72])
 def test_k_max_pooling_ranks_like_a_stable_sort(
     k: int, dtype: torch.dtype, layout: str, each_schedule: EachSchedule
 ) -> None:
     features = ties_and_what_is_not_finite(layout, dtype)
-    expected = features.flatten(2).sort(dim=2, descending=True, stable=True).indices[:, :, :k]
     for _, indices, _ in each_schedule(lambda: torch.ops.fgvc_ext.global_k_max_pool(features, k, None, False)):
-        assert torch.equal(indices.long(), expected)
+        assert torch.equal(indices.long(), ranks(features, k))
+
+
+@pytest.mark.parametrize("values", ["normal", "dead", "sparse", "rising", "falling", "two values"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("k", "side"), [(4, 14), (32, 28), (4, 56), (32, 56), (1100, 56)])
+def test_ranks_of_maps_with_many_ties(
+    k: int, side: int, dtype: torch.dtype, values: str, each_schedule: EachSchedule
+) -> None:
+    """Candidates by the dozen in each warp; maps of several tiles, of several warps, of several windows of ranks."""
+    features = random(1, 5, side, side, dtype=torch.float32, device="cpu")
+    features = {
+        "normal": features,
+        "dead": features.relu() * 0,
+        "sparse": (features - 2.5).relu(),
+        "rising": torch.arange(features.numel()).view(features.shape) / 64,
+        "falling": -torch.arange(features.numel()).view(features.shape) / 64,
+        "two values": (features > 1).float(),
+    }[values].to(dtype)  # fmt: skip
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = features.contiguous(memory_format=layout)
+        with Emulation():
+            output, indices, _ = torch.ops.fgvc_ext.global_k_max_pool(maps, k, None, False)
+        assert torch.equal(indices.long(), ranks(features, k))
+        expected = features.flatten(2).double().gather(2, ranks(features, k)).mean(dim=2)
+        assert torch.allclose(output.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+def test_small_words_hold_every_16_bit_float(each_schedule: EachSchedule) -> None:
+    """Key and position share a word where values have 16 bits: the order of all of them, subnormal ones too."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)[torch.randperm(2**16)].view(256, 16, 4, 4)
+    for dtype in (torch.bfloat16, torch.float16):
+        features = bits.view(dtype)
+        for _, indices, _ in each_schedule(lambda f=features: torch.ops.fgvc_ext.global_k_max_pool(f, 16, None, False)):
+            assert torch.equal(indices.long(), ranks(features, 16))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_indices_that_are_not_of_these_maps_are_skipped(
+    dtype: torch.dtype, layout: torch.memory_format, each_schedule: EachSchedule
+) -> None:
+    stride = torch.empty(1, 3, 7, 6).to(memory_format=layout).stride()
+    for k in (3, 40):
+        indices = torch.arange(k).repeat(1, 3, 1).to(torch.int16)
+        indices[0, 0, 0], indices[0, 1, 1], indices[0, 2, 2] = -1, 42, 32767
+        grad = torch.full((1, 3), float(k), dtype=dtype)
+        arguments = grad, indices, None, None, [1, 3, 7, 6], list(stride), True, False
+        for features, _ in each_schedule(lambda a=arguments: torch.ops.fgvc_ext.global_k_max_pool_backward(*a)):
+            expected = torch.zeros(3, 42, dtype=dtype)
+            expected[:, :k] = 1
+            expected[0, 0] = expected[1, 1] = expected[2, 2] = 0
+            assert torch.equal(features.flatten(2)[0], expected)
+
+
+PADDED = {
+    "rows left out": lambda maps: maps[:, :, :7],
+    "columns left out": lambda maps: maps[..., :7],
+    "channels left out": lambda maps: maps[:, 1:14],
+    "one map": lambda maps: maps[:1, 3:4, :7],
+    "every other channel": lambda maps: maps[:, ::2],
+}
+
+
+@each_operator
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_padded_maps(
+    operator: Operator, dtype: torch.dtype, layout: torch.memory_format, each_schedule: EachSchedule
+) -> None:
+    """Maps that begin or end where a wide access may not: what lies between them is NaN."""
+    if not operator.image_like:
+        pytest.skip("not a 4-D input")
+    sample = operator.samples(dtype, "cpu")[0]
+    for name, part in PADDED.items():
+        memory = torch.full((2, 17, 9, 8), float("nan"), dtype=dtype).contiguous(memory_format=layout)
+        view = part(memory)
+        view.copy_(random(*view.shape, dtype=dtype, device="cpu"))
+        check(operator, with_first(Sample(name, sample.tensors, sample.differentiable, sample.options), view), each_schedule)
+
+
+@each_operator
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_maps_that_do_not_fill_a_block(operator: Operator, layout: str, each_schedule: EachSchedule) -> None:
+    if not operator.image_like:
+        pytest.skip("not a 4-D input")
+    sample = operator.samples(torch.float32, "cpu")[0]
+    for channels in (1, 7, 9, 33):
+        maps = arrange(random(2, channels, 28, 28, dtype=torch.float32, device="cpu"), layout)
+        check(operator, with_first(sample, maps), each_schedule)
+
+
+@each_operator
+def test_indices_beyond_32_bits(operator: Operator, each_schedule: EachSchedule) -> None:
+    """Two samples 2**31 elements apart, of which only these few are ever touched."""
+    if not operator.image_like:
+        pytest.skip("not a 4-D input")
+    sample = operator.samples(torch.bfloat16, "cpu")[0]
+    memory = torch.empty(2**31 + 2000, dtype=torch.bfloat16)
+    for stride in ((56, 7, 1), (1, 80, 10)):
+        maps = memory.as_strided((2, 10, 8, 7), (2**31, *stride))
+        maps.copy_(random(2, 10, 8, 7, dtype=torch.bfloat16, device="cpu"))
+        check(operator, with_first(sample, maps), each_schedule)
 
 
 def test_k_max_pooling_of_a_map_beyond_int16_indices(each_schedule: EachSchedule) -> None:
@@ -162,7 +267,7 @@ def test_k_max_pooling_of_a_map_beyond_int16_indices(each_schedule: EachSchedule
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_more_maps_than_one_chunk_of_the_weight_gradient(dtype: torch.dtype, each_schedule: EachSchedule) -> None:
-    """Above 4096 maps the gradient of the weights is added up in two stages."""
+    """Above 1024 maps the gradient of the weights is added up in two stages."""
     tensors = {
         "features": random(3, 1400, 1, 2, dtype=dtype, device="cpu"),
         "weight": random(2, dtype=torch.float32, device="cpu", seed=1),
@@ -204,6 +309,26 @@ def test_a_label_out_of_range_gives_nan(label: int, each_schedule: EachSchedule)
         assert losses.isnan().tolist() == [False, True, False]
         assert grad.isnan().all(dim=1).tolist() == [False, True, False]
         assert not grad[::2].isnan().any()
+
+
+def test_a_wrong_label_in_backward_alone_gives_nan(each_schedule: EachSchedule) -> None:
+    scores = random(3, 10, dtype=torch.float32, device="cpu")
+    rows = torch.ops.fgvc_ext.gradient_boosting_cross_entropy(scores, torch.tensor([1, 2, 3]), 3, 1, -100)[1]
+    arguments = torch.ones(()), scores, torch.tensor([1, 10, 3]), rows
+    for grad in each_schedule(lambda: torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward(*arguments)):
+        assert grad.isnan().all(dim=1).tolist() == [False, True, False]
+
+
+def test_the_sum_of_many_losses_loses_nothing() -> None:
+    """Added up in float, as many losses would be off by several roundings; in double they are not."""
+    torch.ops.load_library(str(LIBRARY))
+    first = torch.zeros(150_000)
+    first[::3] = 7
+    scores, target = torch.stack([first, first.roll(1)], dim=1), torch.zeros(len(first), dtype=torch.int64)
+    with Emulation():
+        total = ops.gradient_boosting_cross_entropy(scores, target, reduction="sum")
+    losses = torch.nn.functional.cross_entropy(scores, target, reduction="none").double()
+    assert abs(total.double() - losses.sum()) <= 2 * torch.finfo(torch.float32).eps * losses.sum()
 
 
 def test_an_error_in_a_launch_reaches_python(each_schedule: EachSchedule, monkeypatch: pytest.MonkeyPatch) -> None:
