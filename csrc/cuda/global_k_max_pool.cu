@@ -72,6 +72,7 @@ Tensor weight_grad(const Launcher& on, const Tensor& grad, const Tensor& values)
   using Value = Accumulation<T>;
   const int64_t k = values.size(2), maps = grad.numel(), chunks = ceil_divide(maps, kMapsPerChunk);
   Tensor sums = empty(values, {chunks, k}), total = empty(values, {k});
+  if (k == 0) return total;
   GlobalKMaxPoolWeightGrad op{};
   op.k = k;
   op.grad = grad.const_data_ptr();
