@@ -23,8 +23,8 @@ BUDGET = 200
 class Path14:
     """How a kernel runs on maps of 14×14: the trips of its loops, in the order of their first instruction.
 
-    A loop of 0 trips stands in code that a usual map does not reach: with it goes the most that one branch skips without
-    skipping a loop that runs. All other branches are counted as not taken, so that the result is an upper bound.
+    A loop of 0 trips stands in code that a usual map does not reach: with it goes the most that one branch skips
+    without skipping a loop that runs. All other branches count as not taken, so that the result is an upper bound.
     """
 
     what: str
@@ -36,7 +36,16 @@ class Path14:
 # k = 4. A block has 8 warps: it takes 8 maps, one per warp, or 32 channels, 4 per warp.
 POOL = (1, 3, 0, 0, 2)  # tiles; lane maxima after the first; twice the way out of many ties; fours of candidates
 POOL_WORDS = (1, 4)  # tiles; ranks
-POOL_CHANNELS = (6, 0.5, 3 / 8, 4, 0.5, 0.5, 0, 0)  # fours of positions; the rest; merges, and their ranks; ranks written
+POOL_CHANNELS = (
+    6,
+    0.5,
+    3 / 8,
+    4,
+    0.5,
+    0.5,
+    0,
+    0,
+)  # fours of positions; the rest; merges, and their ranks; ranks written
 SCATTER = (1, 0, 2, 4, 0, 0, 0, 0)  # parts; unused with k > 32; chunks, and their ranks
 SCATTER_CHANNELS = (0.5, 0, 1, 6.5)  # indices of int16, of int32; parts; positions
 SUPPRESS = (7 / 8, 2 / 8, 1, 1, 0, 1)  # table; draws; maximum; sum; sum of larger maps; mask

@@ -16,15 +16,27 @@ constexpr int kKeysPerLane = 8;     // of a map, at a time
 constexpr uint32_t kTile = kWarp * kKeysPerLane;
 constexpr uint32_t kLargeMap = 4 * kTile;  // positions from which on a whole block works on each map
 
-// Writes what was found of a rank; `at` counts the ranks of all maps.
-template <class Value, class Index, class Key>
-__device__ __forceinline__ void store_rank(const GlobalKMaxPool& op, Index at, const Ranked<Key>& found) {
+// What was found of a rank.
+template <class Value>
+struct Found {
+  Value value;
+  uint32_t position;
+
+  template <class Key>
+  __device__ __forceinline__ static Found of(const Ranked<Key>& ranked) {
+    return {value_of_key(ranked.key), ranked.position};
+  }
+};
+
+// `at` counts the ranks of all maps.
+template <class Value, class Index>
+__device__ __forceinline__ void store_rank(const GlobalKMaxPool& op, Index at, const Found<Value>& found) {
   if (op.narrow_indices) {
     Global<int16_t>(op.indices).store(at, static_cast<int16_t>(found.position));
   } else {
     Global<int32_t>(op.indices).store(at, static_cast<int32_t>(found.position));
   }
-  if (op.values) Global<Value>(op.values).store(at, value_of_key(found.key));
+  if (op.values) Global<Value>(op.values).store(at, found.value);
 }
 
 // weight_r · value_r, a term of eq. 4.
@@ -65,8 +77,8 @@ __device__ __forceinline__ TileChunks<T, Elements> load_tile(const Global<const 
 // The first of a map of 16-bit floats and fewer than 65,536 positions, read by one warp: key and position make one
 // word, so that the larger of two words comes first. Lane r gets rank r.
 template <class T, int Elements, class Index>
-__device__ __forceinline__ Ranked<uint32_t> first_of_small_map(const Global<const T>& map, const Maps<Index>& maps,
-                                                               unsigned k) {
+__device__ __forceinline__ Found<float> first_of_small_map(const Global<const T>& map, const Maps<Index>& maps,
+                                                           unsigned k) {
   uint32_t best = 0;
 #pragma unroll 1
   for (uint32_t begin = 0; begin < maps.positions; begin += kTile) {
@@ -80,7 +92,7 @@ __device__ __forceinline__ Ranked<uint32_t> first_of_small_map(const Global<cons
     }
     best = largest_words(words, best, k);
   }
-  return {ordered_key(value_of_upper_key(best, T())), 0xFFFFu - (best & 0xFFFFu)};
+  return {value_of_upper_key(best, T()), 0xFFFFu - (best & 0xFFFFu)};
 }
 
 // The first of what a warp reads: tiles `first`, `first + step`, … of a map. Lane r gets rank r.
@@ -112,6 +124,21 @@ __device__ __forceinline__ Ranked<KeyOf<T>> first_of_map(const Global<const T>& 
   return best;
 }
 
+// Merges what the block's warps have found; the first warp calls.
+template <class Key>
+__device__ __forceinline__ Ranked<Key> merge_lists(const WarpList<Key> (&lists)[kWarpsPerBlock], uint32_t end,
+                                                   unsigned k) {
+  __shared__ WarpList<Key> merged;
+  Key keys[kWarpsPerBlock];
+  uint32_t positions[kWarpsPerBlock];
+#pragma unroll
+  for (int i = 0; i < kWarpsPerBlock; ++i) {
+    keys[i] = lists[i].entry[lane_index()].key;
+    positions[i] = lists[i].entry[lane_index()].position;
+  }
+  return first_of_warp(keys, [&](int slot) { return positions[slot]; }, end, k, merged);
+}
+
 // k ≤ 32; `Warps` work on each map, one or all of the block.
 template <class T, int Elements, int Warps, class Index>
 __global__ void __launch_bounds__(kPoolThreads) pool_maps(GlobalKMaxPool op, Maps<Index> maps) {
@@ -123,31 +150,24 @@ __global__ void __launch_bounds__(kPoolThreads) pool_maps(GlobalKMaxPool op, Map
   if (map >= maps.count) return;  // never a part of a block that meets at a barrier
   const auto memory = Global<const T>(op.features).from(maps.begin(map));
 
-  Ranked<Key> best;
+  Found<Value> found;
   if constexpr (sizeof(T) == 2 && Warps == 1) {
-    best = first_of_small_map<T, Elements>(memory, maps, k);
+    found = first_of_small_map<T, Elements>(memory, maps, k);
   } else {
-    best = first_of_map<T, Elements>(memory, maps, Warps > 1 ? warp : 0, Warps, k, lists[warp]);
-  }
-  if constexpr (Warps > 1) {
-    __shared__ WarpList<Key> merged;
-    lists[warp].entry[lane] = lane < k ? best : Ranked<Key>{0, 0};
-    __syncthreads();
-    if (warp != 0) return;
-    Key keys[Warps];
-    uint32_t positions[Warps];
-#pragma unroll
-    for (int i = 0; i < Warps; ++i) {
-      keys[i] = lists[i].entry[lane].key;
-      positions[i] = lists[i].entry[lane].position;
+    Ranked<Key> best = first_of_map<T, Elements>(memory, maps, Warps > 1 ? warp : 0, Warps, k, lists[warp]);
+    if constexpr (Warps > 1) {
+      lists[warp].entry[lane] = lane < k ? best : Ranked<Key>{0, 0};
+      __syncthreads();
+      if (warp != 0) return;
+      best = merge_lists(lists, maps.positions, k);
     }
-    best = first_of_warp(keys, [&](int slot) { return positions[slot]; }, maps.positions, k, merged);
+    found = Found<Value>::of(best);
   }
 
   Value term = 0;
   if (lane < k) {
-    store_rank<Value>(op, map * k + lane, best);
-    term = weighted<Value>(op, lane, value_of_key(best.key));
+    store_rank(op, map * k + lane, found);
+    term = weighted<Value>(op, lane, found.value);
   }
   const Value total = warp_reduce(term, Sum());
   if (lane == 0) Global<T>(op.output).store(map, narrow<T>(total / static_cast<Value>(k)));
@@ -240,7 +260,7 @@ __global__ void __launch_bounds__(kPoolThreads) pool_channels(GlobalKMaxPool op,
   // The channels' ranks lie side by side: written in the order of memory.
 #pragma unroll 1
   for (unsigned i = threadIdx.x; i < group.channels * k; i += kPoolThreads)
-    store_rank<Value>(op, group.first_map * k + i, handed[0][i % k][i / k]);
+    store_rank(op, group.first_map * k + i, Found<Value>::of(handed[0][i % k][i / k]));
 }
 
 // ------------------------------------------------------------------------------------------------------------ large k
@@ -311,7 +331,7 @@ __global__ void __launch_bounds__(kPoolThreads) pool_sorted(GlobalKMaxPool op, M
     }
     sort_window(window);
     for (unsigned i = threadIdx.x; i < size; i += kPoolThreads) {
-      store_rank<Value>(op, map * k + first + i, window[i]);
+      store_rank(op, map * k + first + i, Found<Value>::of(window[i]));
       total += weighted<Value>(op, first + i, value_of_key(window[i].key));
     }
     before = {last.key, last.position + 1};

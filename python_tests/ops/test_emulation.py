@@ -229,7 +229,11 @@ def test_padded_maps(
         memory = torch.full((2, 17, 9, 8), float("nan"), dtype=dtype).contiguous(memory_format=layout)
         view = part(memory)
         view.copy_(random(*view.shape, dtype=dtype, device="cpu"))
-        check(operator, with_first(Sample(name, sample.tensors, sample.differentiable, sample.options), view), each_schedule)
+        check(
+            operator,
+            with_first(Sample(name, sample.tensors, sample.differentiable, sample.options), view),
+            each_schedule,
+        )
 
 
 @each_operator

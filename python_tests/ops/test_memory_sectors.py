@@ -146,8 +146,9 @@ def code_of(source: str) -> str:
 
 
 def pointer_fields() -> set[str]:
+    member = re.compile(r"^\s*(?:const )?\w+ ?(\*\w[\w*, ]*|\* \w[\w*, ]*);", re.M)
     headers = (ROOT / "csrc" / "common").glob("*.h")
-    declarations = [re.findall(r"^\s*(?:const )?\w+ ?(\*\w[\w*, ]*|\* \w[\w*, ]*);", code_of(h.read_text()), re.M) for h in headers]
+    declarations = [member.findall(code_of(header.read_text())) for header in headers]
     return {name for group in declarations for names in group for name in re.findall(r"\w+", names)}
 
 

@@ -32,7 +32,19 @@ def test_no_kernel_keeps_registers_in_memory(script: ModuleType) -> None:
 
 def test_instructions_are_counted_by_trips(script: ModuleType) -> None:
     """A loop of three instructions, a rare one that a branch skips, an exit, and what lies behind it."""
-    code = ["MOV", "FADD", "ISETP", "@P0 BRA 0x10", "@P1 BRA 0x90", "MOV", "IADD", "@P0 BRA 0x60", "MOV", "EXIT", "BRA 0xa0"]
+    code = [
+        "MOV",
+        "FADD",
+        "ISETP",
+        "@P0 BRA 0x10",
+        "@P1 BRA 0x90",
+        "MOV",
+        "IADD",
+        "@P0 BRA 0x60",
+        "MOV",
+        "EXIT",
+        "BRA 0xa0",
+    ]
     kernel = script.Kernel("example", 1, 0, 0, tuple((16 * number, text) for number, text in enumerate(code)))
     assert kernel.loops() == [(0x10, 0x30), (0x60, 0x70)]
     assert script.instructions(kernel, (1, 1)) == 10
