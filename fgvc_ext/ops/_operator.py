@@ -92,9 +92,21 @@ def wants_gradient(tensor: Tensor) -> bool:
 
 def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """The strides of ``torch.empty_like(tensor)``: a gradient keeps the layout without the tensor being saved."""
+    if transforms_are_active():  # a tensor inside vmap cannot be asked for channels_last
+        return _dense_in_the_order_of(tensor)
     if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.stride()
     return torch.empty_like(tensor, device="meta").stride()
+
+
+def _dense_in_the_order_of(tensor: Tensor) -> tuple[int, ...]:
+    """Strides without gaps, the dimensions in the order that they have in memory."""
+    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim))
+    strides, elements = [0] * tensor.dim(), 1
+    for dim in reversed(order):
+        strides[dim] = elements
+        elements *= max(tensor.shape[dim], 1)
+    return tuple(strides)
 
 
 def fake_loss_gradient(gradients: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,10 +5,18 @@ import torch
 
 from fgvc_ext import _library
 
+from . import spec
+
 INSTRUCTION_SETS = _library._module.supported_instruction_sets() if _library._module else []
 DEVICES = ["cpu", pytest.param("cuda", marks=[
     pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ])]  # fmt: skip
+needs_libraries = pytest.mark.skipif(not _library.has_schemas(), reason="the package has no compiled libraries")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+each_spec = pytest.mark.parametrize("spec", spec.SPECS, ids=lambda spec: spec.name)
+each_differentiable = pytest.mark.parametrize(
+    "spec", [one for one in spec.SPECS if one.differentiable], ids=lambda spec: spec.name
+)
 
 
 @pytest.fixture(params=INSTRUCTION_SETS or ["none"])

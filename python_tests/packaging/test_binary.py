@@ -15,8 +15,9 @@ from fgvc_ext import _library
 from .conftest import PACKAGE, Interpreters, compiled
 
 ROOT = PACKAGE.parent
-OBJECTS = sorted(ROOT.glob(f"build/{sys.implementation.cache_tag}/CMakeFiles/kernels_*.dir/**/*.o"))
-LIBRARIES = sorted([*_library.FOLDER.glob("*.so"), *PACKAGE.glob("_C*.so")])
+OBJECTS = sorted(ROOT.glob(f"build/{sys.implementation.cache_tag}/CMakeFiles/kernel_*.dir/**/*.o"))
+OPERATOR_LIBRARIES = sorted(_library.FOLDER.glob("*.so"))
+LIBRARIES = [*OPERATOR_LIBRARIES, *sorted(PACKAGE.glob("_C*.so"))]
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 # What only a linker's choice among several definitions tells apart: weak (W, V) and unique (u).
 MERGEABLE = ("W", "V", "u")
@@ -74,8 +75,9 @@ def test_no_kernel_can_be_taken_from_another_instruction_set() -> None:
     if not OBJECTS:
         pytest.skip("the objects of the build are not here")
     definitions: dict[str, str] = {}
+    assert {path.relative_to(ROOT).parts[3].split("_")[1] for path in OBJECTS} <= set(INSTRUCTION_SETS)
     for path in OBJECTS:
-        isa = path.relative_to(ROOT).parts[3].removeprefix("kernels_").removesuffix(".dir")
+        isa = path.relative_to(ROOT).parts[3].split("_")[1]  # kernel_<instruction set>_<operator>.dir
         symbols = defined_symbols(path)
         assert any(f"{len(isa)}{isa}" in name for _, name in symbols), f"{path} has nothing in namespace {isa}"
         assert [name for letter, name in symbols if letter in MERGEABLE] == []
@@ -100,17 +102,61 @@ def test_a_weak_symbol_would_be_found(tmp_path: Path) -> None:
     assert [letter for letter, name in defined_symbols(path) if "6avx512" in name] == ["W"]
 
 
-def test_undefined_symbols_are_torchs_stable_ones() -> None:
-    """Of torch, the CPU library uses C functions alone: what keeps one build running under the next torch."""
-    path = _library.FOLDER / "libfgvc_ext_cpu.so"
-    output = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(path)], capture_output=True, text=True, check=True
-    ).stdout
-    names = {line.split()[-1].split("@")[0] for line in output.splitlines()}
-    assert [name for name in names if re.match(r"_ZNK?(2at|3c10|5torch)", name)] == []
-    handle = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    assert any(name.startswith("torch_") for name in names)
-    assert [name for name in names if name.startswith(("aoti_torch_", "torch_")) and not hasattr(handle, name)] == []
+def undefined_symbols(path: Path) -> set[str]:
+    """What the file takes from others, without the versions that it asks for."""
+    output = subprocess.run(["nm", "-D", "--undefined-only", str(path)], capture_output=True, text=True, check=True)
+    return {line.split()[-1].split("@")[0] for line in output.stdout.splitlines()}
+
+
+def torch_functions(path: Path) -> list[ctypes.CDLL]:
+    """The libraries of torch that this one may take C functions from."""
+    folder = Path(torch.__file__).parent / "lib"
+    names = ["libtorch_cpu.so", *(["libtorch_cuda.so"] if "cuda" in path.name else [])]
+    if not all((folder / name).exists() for name in names):
+        pytest.skip("this torch has no CUDA")
+    return [ctypes.CDLL(str(folder / name)) for name in names]
+
+
+@pytest.mark.parametrize("path", OPERATOR_LIBRARIES, ids=lambda path: path.name.split(".")[0])
+def test_undefined_symbols_are_torchs_stable_ones(path: Path) -> None:
+    """Of torch the libraries use C functions alone: what keeps one build running under the next torch."""
+    names = undefined_symbols(path)
+    mangled = re.compile(r"_Z\w*?(2at|3c10|5torch)\d")
+    assert [name for name in names if mangled.match(name)] == []
+    of_torch = {name for name in names if name.startswith(("aoti_torch_", "torch_"))}
+    assert of_torch
+    handles = torch_functions(path)
+    assert [name for name in of_torch if not any(hasattr(handle, name) for handle in handles)] == []
+
+
+@pytest.mark.parametrize("path", OPERATOR_LIBRARIES, ids=lambda path: path.name.split(".")[0])
+def test_nothing_is_taken_from_a_cuda_runtime(path: Path) -> None:
+    """It is linked statically, since torch's own may be another minor version, and loads what it needs of the driver.
+    Only the CUDA library may ask torch for streams and devices.
+    """
+    names = undefined_symbols(path)
+    assert [name for name in names if re.match(r"_*cu(da)?[A-Z]", name)] == []
+    if "cuda" not in path.name:
+        of_cuda = {name for name in names if re.search(r"cuda|device_guard", name)}
+        assert of_cuda <= {"aoti_torch_device_type_cuda"}  # a number, in a table of torch's headers
+
+
+def test_symbols_of_torch_and_cuda_would_be_found(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    source = """
+    namespace at { struct Tensor { int dim() const; }; }
+    namespace c10::cuda { void set_device(int); }
+    extern "C" int cudaMalloc(void**, unsigned long);
+    int use(at::Tensor& x) { c10::cuda::set_device(0); return x.dim() + cudaMalloc(nullptr, 1); }
+    """
+    path = tmp_path / "libfgvc_ext_faulty.so"
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-xc++", "-", "-o", str(path)]
+    subprocess.run(command, input=source, text=True, check=True)
+    with pytest.raises(AssertionError, match="2at6Tensor3dim"):
+        test_undefined_symbols_are_torchs_stable_ones(path)
+    with pytest.raises(AssertionError, match="cudaMalloc"):
+        test_nothing_is_taken_from_a_cuda_runtime(path)
 
 
 def test_the_cuda_library_registers_its_kernels_without_a_gpu(interpreters: Interpreters) -> None:
