@@ -9,84 +9,138 @@
 
 namespace fgvc_ext::FGVC_ISA {
 
-// How `sum_of_terms` reads: whole vectors, or what is left of the row at its end.
+// --- vectors of float and of double, as wide as a register ---
+
+typedef double Doubles __attribute__((vector_size(4 * kLanes)));
+
+template <class Value>
+struct VectorOf {
+  using Type = Floats;
+};
+template <>
+struct VectorOf<double> {
+  using Type = Doubles;
+};
+template <class Value>
+using Vector = typename VectorOf<Value>::Type;
+template <class Value>
+constexpr int64_t kLanesOf = 4 * kLanes / static_cast<int64_t>(sizeof(Value));
+
+FGVC_INLINE Doubles load(const double* from) {
+  Doubles x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+FGVC_INLINE Doubles load_partial(const double* from, int64_t count, double fill) {
+  Doubles x = fill - Doubles{};
+  for (int64_t i = 0; i < count; ++i) x[i] = from[i];
+  return x;
+}
+FGVC_INLINE double sum(Doubles x) {
+  for (int width = kLanesOf<double> / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) x[i] += x[i + width];
+  return x[0];
+}
+
+// --- how rows are read and written: whole vectors, and what is left of the row at its end ---
+
 struct WholeVectors {
-  FGVC_INLINE Floats at(const float* row, int64_t i, float) { return load(row + i); }
+  template <class T>
+  FGVC_INLINE auto at(const T* row, int64_t i, Accumulation<T>) {
+    return load(row + i);
+  }
+  template <class Value>
+  FGVC_INLINE void put(Value* row, int64_t i, Vector<Value> x) {
+    store(row + i, x);
+  }
 };
 struct RestOfRow {
   int64_t size;
-  __attribute__((always_inline)) Floats at(const float* row, int64_t i, float fill) const {
-    return load_within(row, i, size, fill);
+  template <class T>
+  __attribute__((always_inline)) auto at(const T* row, int64_t i, Accumulation<T> fill) const {
+    return load_partial(row + i, size - i, fill);
+  }
+  template <class Value>
+  __attribute__((always_inline)) void put(Value* row, int64_t i, Vector<Value> x) const {
+    std::memcpy(row + i, &x, (size - i) * sizeof(Value));
   }
 };
 
-// Σ term(read, i) over the vectors of a row.
-template <class Term>
-FGVC_INLINE float sum_of_terms(int64_t size, Term term) {
-  constexpr int64_t kPair = 2 * kLanes, kPairsPerBlock = 32;
-  Floats total = {};
+// Calls take(how, i) for the vectors of a row.
+template <class Value, class Take>
+FGVC_INLINE void for_each_vector(int64_t size, Take take) {
+  int64_t i = 0;
+  for (; i + kLanesOf<Value> <= size; i += kLanesOf<Value>) take(WholeVectors{}, i);
+  if (i < size) take(RestOfRow{size}, i);
+}
+
+// Terms of two sums that are added up together.
+template <class Value>
+struct Two {
+  Vector<Value> first, second;
+  __attribute__((always_inline)) Two operator+(const Two& other) const {
+    return {first + other.first, second + other.second};
+  }
+  __attribute__((always_inline)) void operator+=(const Two& other) { *this = *this + other; }
+};
+template <class Value>
+struct TwoSums {
+  Value first, second;
+};
+template <class Value>
+FGVC_INLINE TwoSums<Value> sum(const Two<Value>& x) {
+  return {sum(x.first), sum(x.second)};
+}
+
+// Σ term(how, i) over the vectors of a row; a term is a vector, or two of them.
+template <class Value, class Term>
+FGVC_INLINE auto sum_of_terms(int64_t size, Term term) {
+  constexpr int64_t kStep = kLanesOf<Value>, kPair = 2 * kStep, kPairsPerBlock = 32;
+  using Terms = decltype(term(WholeVectors{}, int64_t{0}));
+  Terms total = {};
   int64_t i = 0;
   while (size - i >= kPair) {
     const int64_t stop = i + smaller((size - i) / kPair, kPairsPerBlock) * kPair;
-    Floats even = {}, odd = {};  // two chains, so that neither waits for itself
+    Terms even = {}, odd = {};  // two chains, so that neither waits for itself
     for (; i < stop; i += kPair) {
       even += term(WholeVectors{}, i);
-      odd += term(WholeVectors{}, i + kLanes);
+      odd += term(WholeVectors{}, i + kStep);
     }
     total += even + odd;
   }
-  for (; i < size; i += kLanes) total += term(RestOfRow{size}, i);
+  if (size - i >= kStep) {
+    total += term(WholeVectors{}, i);
+    i += kStep;
+  }
+  if (i < size) total += term(RestOfRow{size}, i);
   return sum(total);
 }
 
-FGVC_INLINE float row_sum(const float* a, int64_t size) {
-  return sum_of_terms(size, [&](auto read, int64_t i) { return read.at(a, i, 0.f); });
+// --- sums ---
+
+template <class Value>
+FGVC_INLINE Value row_sum(const Value* a, int64_t size) {
+  return sum_of_terms<Value>(size, [&](auto how, int64_t i) { return how.at(a, i, 0); });
 }
-FGVC_INLINE float row_dot(const float* a, const float* b, int64_t size) {
-  return sum_of_terms(size, [&](auto read, int64_t i) { return read.at(a, i, 0.f) * read.at(b, i, 0.f); });
+template <class Value>
+FGVC_INLINE Value row_dot(const Value* a, const Value* b, int64_t size) {
+  return sum_of_terms<Value>(size, [&](auto how, int64_t i) { return how.at(a, i, 0) * how.at(b, i, 0); });
 }
-// Σ ((a − mean) / scale)²
-FGVC_INLINE float row_square_deviation(const float* a, float mean, float scale, int64_t size) {
-  return sum_of_terms(size, [&](auto read, int64_t i) {
-    const Floats x = (read.at(a, i, mean) - mean) / scale;
-    return x * x;
+// Σ a and Σ a b
+template <class Value>
+FGVC_INLINE TwoSums<Value> row_sum_and_dot(const Value* a, const Value* b, int64_t size) {
+  return sum_of_terms<Value>(size, [&](auto how, int64_t i) {
+    const Vector<Value> x = how.at(a, i, 0);
+    return Two<Value>{x, x * how.at(b, i, 0)};
   });
 }
 // Σ (a − b)²
-FGVC_INLINE float row_square_distance(const float* a, const float* b, int64_t size) {
-  return sum_of_terms(size, [&](auto read, int64_t i) {
-    const Floats x = read.at(a, i, 0.f) - read.at(b, i, 0.f);
+template <class Value>
+FGVC_INLINE Value row_square_distance(const Value* a, const Value* b, int64_t size) {
+  return sum_of_terms<Value>(size, [&](auto how, int64_t i) {
+    const Vector<Value> x = how.at(a, i, 0) - how.at(b, i, 0);
     return x * x;
   });
-}
-
-FGVC_INLINE double row_sum(const double* a, int64_t size) {
-  double total = 0;
-  for (int64_t i = 0; i < size; ++i) total += a[i];
-  return total;
-}
-FGVC_INLINE double row_dot(const double* a, const double* b, int64_t size) {
-  double total = 0;
-  for (int64_t i = 0; i < size; ++i) total += a[i] * b[i];
-  return total;
-}
-FGVC_INLINE double row_square_deviation(const double* a, double mean, double scale, int64_t size) {
-  double total = 0;
-  for (int64_t i = 0; i < size; ++i) total += ((a[i] - mean) / scale) * ((a[i] - mean) / scale);
-  return total;
-}
-FGVC_INLINE double row_square_distance(const double* a, const double* b, int64_t size) {
-  double total = 0;
-  for (int64_t i = 0; i < size; ++i) total += (a[i] - b[i]) * (a[i] - b[i]);
-  return total;
-}
-
-// Whether all values are equal; false where one is NaN.
-template <class Value>
-FGVC_INLINE bool row_is_constant(const Value* a, int64_t size) {
-  for (int64_t i = 0; i < size; ++i)
-    if (!(a[i] == a[0])) return false;
-  return true;
 }
 
 }  // namespace fgvc_ext::FGVC_ISA

@@ -37,30 +37,23 @@ FGVC_INLINE bool takes_interleaved(const Layout4& layout) {
 
 // --- maps in rows ---
 
-// sums[p] += Σ_c gains[c] · rows[c][p]
-static __attribute__((noinline)) void add_weighted_rows(const float* rows, int64_t pitch, int64_t count,
-                                                        int64_t positions, const float* gains, float* sums) {
-  int64_t i = 0;
-  for (; i + kLanes <= positions; i += kLanes) {
-    Floats even = {}, odd = {};
+// sums[p] += Σ_c gains[c] · rows[c][p]. Meanwhile the rows behind these come from memory.
+template <class Value>
+static __attribute__((noinline)) void add_weighted_rows(const Value* rows, int64_t pitch, int64_t count,
+                                                        int64_t positions, const Value* gains, Value* sums) {
+  const Value* next = rows + count * pitch;
+  for_each_vector<Value>(positions, [&](auto how, int64_t i) {
+    Vector<Value> even = {}, odd = {};  // two chains, so that neither waits for itself
     int64_t row = 0;
     for (; row + 2 <= count; row += 2) {
-      even += gains[row] * load(rows + row * pitch + i);
-      odd += gains[row + 1] * load(rows + (row + 1) * pitch + i);
+      __builtin_prefetch(next + row * pitch + i);
+      __builtin_prefetch(next + (row + 1) * pitch + i);
+      even += gains[row] * how.at(rows + row * pitch, i, 0);
+      odd += gains[row + 1] * how.at(rows + (row + 1) * pitch, i, 0);
     }
-    if (row < count) even += gains[row] * load(rows + row * pitch + i);
-    store(sums + i, load(sums + i) + (even + odd));
-  }
-  for (; i < positions; ++i) {
-    float total = 0;
-    for (int64_t row = 0; row < count; ++row) total += gains[row] * rows[row * pitch + i];
-    sums[i] += total;
-  }
-}
-FGVC_INLINE void add_weighted_rows(const double* rows, int64_t pitch, int64_t count, int64_t positions,
-                                   const double* gains, double* sums) {
-  for (int64_t row = 0; row < count; ++row)
-    for (int64_t i = 0; i < positions; ++i) sums[i] += gains[row] * rows[row * pitch + i];
+    if (row < count) even += gains[row] * how.at(rows + row * pitch, i, 0);
+    how.put(sums, i, how.at(sums, i, 0) + (even + odd));
+  });
 }
 
 template <class T>
@@ -194,8 +187,9 @@ FGVC_INLINE void slopes_of_rows(const SpatialAttentionMapBackward& op, const Til
     int64_t pitch;
     const Value* rows = tile_rows(static_cast<const T*>(op.features), op.layout, tile, gathered, pitch);
     for (int64_t row = 0; row < tile.channels; ++row) {
-      slope[done + row] = row_sum(rows + row * pitch, positions);
-      offset[done + row] = row_dot(rows + row * pitch, grad, positions);
+      const auto sums = row_sum_and_dot(rows + row * pitch, grad, positions);
+      slope[done + row] = sums.first;
+      offset[done + row] = sums.second;
     }
   }
 }

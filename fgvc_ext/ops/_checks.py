@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 _LARGEST = sys.float_info.max
-_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 _MOST_POSITIONS = 2**31 - 1  # of a map: what the kernels count in 32 bits
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -78,7 +78,7 @@ def check_finite(op: str, name: str, value: Any, beside: Tensor) -> None:
     if beside.dtype == torch.float64:
         check_real(op, name, value, lambda number: True, "finite")
     else:
-        check_real(op, name, value, lambda number: abs(number) <= _LARGEST_FLOAT32, "finite in float32")
+        check_real(op, name, value, lambda number: abs(number) <= LARGEST_FLOAT32, "finite in float32")
 
 
 def check_probability(op: str, name: str, value: Any) -> None:

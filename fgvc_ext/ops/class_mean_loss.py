@@ -10,7 +10,7 @@ from .._library import check_labels, use_kernel
 from ..reference.accumulation import accumulation_dtype
 from ..reference.class_mean_loss import ClassMeanLosses
 from ..reference.labels import look_at_labels
-from ._checks import check_beside, check_labels_shape, check_real, check_tensor
+from ._checks import LARGEST_FLOAT32, check_beside, check_labels_shape, check_real, check_tensor
 from ._operator import Operator, backward_operator, fake_loss_gradient
 
 OP = "class_mean_loss"
@@ -44,7 +44,7 @@ def class_mean_loss(
         labels: [N], int64 in [0, C).
         class_means: [C,E], dtype of ``embeddings`` or float32, any strides. Only the rows of the batch's classes are
             read. A constant, even where it requires a gradient.
-        alpha: the rate at which means move, at least 0. The paper uses 0.5.
+        alpha: the rate at which means move, at least 0 and, like the next two, finite in float32. The paper uses 0.5.
         margin: the squared distance beyond which two means do not repel each other, at least 0. The paper uses 0.75.
         gamma: the weight of ``between``, at least 0. The paper uses 16.
         normalize: divide embeddings by their Euclidean length first, as the paper does.
@@ -74,6 +74,8 @@ def class_mean_loss(
             that into the error.
     """
     check_arguments(embeddings, labels, class_means, alpha=alpha, margin=margin, gamma=gamma, normalize=normalize)
+    # Python's integers may be too large for the operators, floats of the same value are not.
+    alpha, margin, gamma = float(alpha), float(margin), float(gamma)
     if not use_kernel(OP, embeddings):
         return reference.class_mean_loss(
             embeddings, labels, class_means, alpha=alpha, margin=margin, gamma=gamma, normalize=normalize
@@ -105,7 +107,7 @@ def check_arguments(
 
 def check_parameters(*, alpha: Any, margin: Any, gamma: Any, normalize: Any) -> None:
     for name, value in (("alpha", alpha), ("margin", margin), ("gamma", gamma)):
-        check_real(OP, name, value, lambda number: number >= 0, "finite and at least 0")
+        check_real(OP, name, value, lambda number: 0 <= number <= LARGEST_FLOAT32, "finite and at least 0")
     if not isinstance(normalize, bool):
         raise TypeError(f"{OP}: normalize must be a bool, got {type(normalize).__name__}")
 

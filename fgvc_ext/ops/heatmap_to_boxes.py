@@ -49,7 +49,8 @@ def heatmap_to_boxes(
     check_real(OP, "threshold", threshold, lambda value: 0 <= value <= 1, "in [0, 1]")
     sides = image_sides(OP, image_size)
     check_real(OP, "min_size", min_size, lambda value: value >= 0, "finite and at least 0")
-    heatmaps = heatmaps.detach()
+    # Python's integers may be too large for the operator, floats of the same value are not.
+    heatmaps, threshold, min_size = heatmaps.detach(), float(threshold), float(min_size)
     if not use_kernel(OP, heatmaps):
         return reference.heatmap_to_boxes(heatmaps, threshold=threshold, image_size=sides, min_size=min_size)
     return _heatmap_to_boxes(heatmaps, threshold, *sides, min_size)

@@ -18,7 +18,7 @@ def heatmap_to_boxes(
     left, right = _sides(kept.any(dim=1), image_width, values.dtype)
     # Where nothing is kept, right < left, and the box is too small whatever min_size is.
     usable = values.isfinite().all(dim=2).all(dim=1) & (right > left)
-    usable = usable & (right - left >= min_size) & (bottom - top >= min_size)
+    usable = usable & (right - left >= float(min_size)) & (bottom - top >= float(min_size))
     zero = torch.zeros_like(left)
     whole = torch.stack((zero, zero, zero + image_width, zero + image_height), dim=1)
     return torch.where(usable[:, None], torch.stack((left, top, right, bottom), dim=1), whole)

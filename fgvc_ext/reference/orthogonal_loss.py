@@ -13,7 +13,9 @@ def normalised_map(maps: Tensor) -> Tensor:
     """
     spatial = (-2, -1)
     constant = maps.amax(spatial, keepdim=True) == maps.amin(spatial, keepdim=True)
-    centred = maps - maps.mean(spatial, keepdim=True)
+    # Zero in a constant map also where its mean is another number or, of infinities, none.
+    centred = torch.where(constant, 0.0, maps - maps.mean(spatial, keepdim=True))
+    centred = centred - centred.mean(spatial, keepdim=True)  # what rounding left, in a map that is far from zero
     # z does not depend on the map's scale. Dividing by it first keeps the squares of small and large maps finite.
     scale = centred.detach().abs().amax(spatial, keepdim=True)
     centred = centred / torch.where(constant, 1.0, scale)

@@ -193,6 +193,8 @@ def changed(rng: random.Random, kind: str, value: Any) -> Any:
         return rng.choice([tensors, tensors[:1], [], tensors * 2])
     if kind in ("List[int]", "List[SymInt]"):
         return changed_list(rng, value)
+    if isinstance(value, torch.dtype):  # which schemas call an int
+        return rng.choice(NUMERIC)
     if kind in ("int", "SymInt"):
         return rng.choice([rng.choice(INTEGERS), value + rng.choice([-1, 1, 2])])
     if kind == "float":
