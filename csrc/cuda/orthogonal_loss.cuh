@@ -36,7 +36,10 @@ __device__ Normalisation<Accumulation<T>> normalisation_of(const Global<const T>
     total += x;
     others += !(x == first);
   }
-  const Value mean = block_reduce<kOrthogonalThreads>(total, Sum()) / count;
+  Value mean = block_reduce<kOrthogonalThreads>(total, Sum()) / count;
+  total = 0;  // once more, about that mean: far from zero it is rounded as coarsely as the values
+  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) total += widen(map.load(i)) - mean;
+  mean += block_reduce<kOrthogonalThreads>(total, Sum()) / count;
   const bool constant = block_reduce<kOrthogonalThreads>(others, Sum()) == 0;
   for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads)
     largest = Larger()(magnitude(widen(map.load(i)) - mean), largest);

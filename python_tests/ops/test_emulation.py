@@ -7,6 +7,7 @@ does with a wrong label.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgvc_ext import _library, ops, reference
 
 from .comparison import assert_follows, assert_same_bits, run
-from .samples import DTYPES, OPERATORS, Operator, Sample, arrange, random
+from .generators import DTYPES, arrange, random
+from .spec import SPECS, Sample, Spec
 
 LIBRARY = _library.FOLDER / "libfgvc_ext_emulated.so"
 SCHEDULES = ("forward", "reverse", "random:1", "random:2")
@@ -71,56 +73,56 @@ def each_schedule(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any
 
 
 EachSchedule = Callable[[Callable[[], Any]], list[Any]]
-each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+K_MAX_POOLING = next(spec for spec in SPECS if spec.name == "global_k_max_pool")
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
-def check(operator: Operator, sample: Sample, each_schedule: EachSchedule) -> None:
-    results = each_schedule(lambda: run(operator.function, sample))
+def check(spec: Spec, sample: Sample, each_schedule: EachSchedule) -> None:
+    results = each_schedule(lambda: run(spec.function, sample))
     for schedule, result in zip(SCHEDULES, results, strict=True):
         assert_same_bits(result, results[0], f"{sample.name}, schedule {schedule}")
     with Emulation():
-        assert_follows(operator.function, operator.reference, sample)
+        assert_follows(spec.function, spec.reference, sample)
 
 
 def with_first(sample: Sample, first: Tensor) -> Sample:
     """The sample with another first tensor."""
-    tensors = {**sample.tensors, next(iter(sample.tensors)): first}
-    return Sample(sample.name, tensors, sample.differentiable, sample.options)
+    return replace(sample, tensors={**sample.tensors, sample.first: first})
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize(("layout", "dtype"), CASES, ids=str)
-def test_equals_the_reference(operator: Operator, layout: str, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
-    if layout == "channels_last" and not operator.image_like:
-        pytest.skip("not a 4-D input")
-    for sample in operator.samples(dtype, "cpu", layout):
-        check(operator, sample, each_schedule)
+def test_equals_the_reference(spec: Spec, layout: str, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
+    if layout not in spec.layouts:
+        pytest.skip("not a layout of this operator")
+    for sample in spec.samples(dtype, "cpu", layout):
+        check(spec, sample, each_schedule)
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_that_is_not_aligned(operator: Operator, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
-    for sample in operator.samples(dtype, "cpu"):
+def test_memory_that_is_not_aligned(spec: Spec, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
+    for sample in spec.samples(dtype, "cpu", "contiguous"):
         first = next(iter(sample.tensors.values()))
         memory = torch.full((first.numel() + 1,), float("nan"), dtype=dtype)
-        check(operator, with_first(sample, memory[1:].view(first.shape).copy_(first)), each_schedule)
+        check(spec, with_first(sample, memory[1:].view(first.shape).copy_(first)), each_schedule)
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_infinities(operator: Operator, value: float, each_schedule: EachSchedule) -> None:
-    for sample in operator.samples(torch.float32, "cpu"):
+def test_nan_and_infinities(spec: Spec, value: float, each_schedule: EachSchedule) -> None:
+    for sample in spec.samples(torch.float32, "cpu", "contiguous"):
         dirty = next(iter(sample.tensors.values())).clone()
         dirty.view(-1)[:: max(1, dirty.numel() // 5)] = value
-        check(operator, with_first(sample, dirty), each_schedule)
+        check(spec, with_first(sample, dirty), each_schedule)
 
 
-@each_operator
-def test_empty(operator: Operator) -> None:
+@each_spec
+def test_empty(spec: Spec) -> None:
     torch.ops.load_library(str(LIBRARY))
-    for sample in operator.empty():
+    for sample in spec.empty():
         with Emulation():
-            assert_follows(operator.function, operator.reference, sample)
+            assert_follows(spec.function, spec.reference, sample)
 
 
 # --- what one operator promises beyond its reference ------------------------------------------------------------------
@@ -215,54 +217,47 @@ PADDED = {
 }
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_padded_maps(
-    operator: Operator, dtype: torch.dtype, layout: torch.memory_format, each_schedule: EachSchedule
-) -> None:
+def test_padded_maps(spec: Spec, dtype: torch.dtype, layout: torch.memory_format, each_schedule: EachSchedule) -> None:
     """Maps that begin or end where a wide access may not: what lies between them is NaN."""
-    if not operator.image_like:
+    if not spec.image_like:
         pytest.skip("not a 4-D input")
-    sample = operator.samples(dtype, "cpu")[0]
     for name, part in PADDED.items():
         memory = torch.full((2, 17, 9, 8), float("nan"), dtype=dtype).contiguous(memory_format=layout)
         view = part(memory)
         view.copy_(random(*view.shape, dtype=dtype, device="cpu"))
-        check(
-            operator,
-            with_first(Sample(name, sample.tensors, sample.differentiable, sample.options), view),
-            each_schedule,
-        )
+        sample = replace(spec.of_size(tuple(view.shape), "cpu"), name=name)
+        check(spec, with_first(sample, view), each_schedule)
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_maps_that_do_not_fill_a_block(operator: Operator, layout: str, each_schedule: EachSchedule) -> None:
-    if not operator.image_like:
+def test_maps_that_do_not_fill_a_block(spec: Spec, layout: str, each_schedule: EachSchedule) -> None:
+    if not spec.image_like:
         pytest.skip("not a 4-D input")
-    sample = operator.samples(torch.float32, "cpu")[0]
     for channels in (1, 7, 9, 33):
-        maps = arrange(random(2, channels, 28, 28, dtype=torch.float32, device="cpu"), layout)
-        check(operator, with_first(sample, maps), each_schedule)
+        sample = spec.of_size((2, channels, 28, 28), "cpu")
+        check(spec, with_first(sample, arrange(sample.tensors[sample.first], layout)), each_schedule)
 
 
-@each_operator
-def test_indices_beyond_32_bits(operator: Operator, each_schedule: EachSchedule) -> None:
+@each_spec
+def test_indices_beyond_32_bits(spec: Spec, each_schedule: EachSchedule) -> None:
     """Two samples 2**31 elements apart, of which only these few are ever touched."""
-    if not operator.image_like:
+    if not spec.image_like:
         pytest.skip("not a 4-D input")
-    sample = operator.samples(torch.bfloat16, "cpu")[0]
+    sample = spec.of_size((2, 10, 8, 7), "cpu")
     memory = torch.empty(2**31 + 2000, dtype=torch.bfloat16)
     for stride in ((56, 7, 1), (1, 80, 10)):
         maps = memory.as_strided((2, 10, 8, 7), (2**31, *stride))
         maps.copy_(random(2, 10, 8, 7, dtype=torch.bfloat16, device="cpu"))
-        check(operator, with_first(sample, maps), each_schedule)
+        check(spec, with_first(sample, maps), each_schedule)
 
 
 def test_k_max_pooling_of_a_map_beyond_int16_indices(each_schedule: EachSchedule) -> None:
     features = random(1, 2, 181, 182, dtype=torch.float32, device="cpu")
-    check(OPERATORS[0], Sample("large", {"features": features}, ("features",), {"k": 4}), each_schedule)
+    check(K_MAX_POOLING, Sample("large", {"features": features}, ("features",), {"k": 4}), each_schedule)
     with Emulation():
         assert torch.ops.fgvc_ext.global_k_max_pool(features, 4, None, False, True)[1].dtype == torch.int32
         with pytest.raises(RuntimeError, match="need wide indices"):
@@ -276,7 +271,7 @@ def test_more_maps_than_one_chunk_of_the_weight_gradient(dtype: torch.dtype, eac
         "features": random(3, 1400, 1, 2, dtype=dtype, device="cpu"),
         "weight": random(2, dtype=torch.float32, device="cpu", seed=1),
     }
-    check(OPERATORS[0], Sample("many maps", tensors, ("features", "weight"), {"k": 2}), each_schedule)
+    check(K_MAX_POOLING, Sample("many maps", tensors, ("features", "weight"), {"k": 2}), each_schedule)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
