@@ -12,7 +12,7 @@ GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 export TORCH_CUDA_ARCH_LIST ?= $(if $(filter 1,$(GPU)),,9.0)
 SOURCES := $(shell find csrc cmake CMakeLists.txt setup.py pyproject.toml -type f 2>/dev/null)
 
-.PHONY: demo test test-all test-torch bench gpu gpu-build gpu-test gpu-bench gpu-train lint format clean
+.PHONY: demo test test-all test-torch mutants bench gpu gpu-build gpu-test gpu-bench gpu-train lint format clean
 
 $(VENV)/environment: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ test-torch: $(VENV)/built-for-tests
 	test -x .venv-torch-$(TORCH)/bin/python || $(PYTHON) -m venv .venv-torch-$(TORCH)
 	.venv-torch-$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy pytest pytest-xdist pytest-timeout hypothesis setuptools
 	PYTHONPATH="$(CURDIR)" .venv-torch-$(TORCH)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" python_tests/ops $(ARGS)
+
+# Small changes of the sources, one at a time, that the tests must notice: some hours, and where it was stopped it goes on.
+mutants: $(VENV)/built-for-tests
+	$(BIN)/python -m python_tests.mutants.run $(ARGS)
 
 bench: $(VENV)/built
 	$(BIN)/python benchmarks/run.py $(ARGS)

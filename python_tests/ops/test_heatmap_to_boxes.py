@@ -52,7 +52,8 @@ def test_a_map_that_is_high_everywhere_gives_exactly_the_whole_image(side: int) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_where_nothing_is_located_the_box_is_the_whole_image(dtype: torch.dtype) -> None:
-    maps = torch.rand(6, 5, 4).to(dtype)
+    maps = 0.1 * torch.rand(6, 5, 4).to(dtype)
+    maps[:, 2, 2] = 1  # a box of one position, if nothing else were in the map
     maps[0] = 0.7  # constant
     maps[1] = 0
     maps[2, 1, 1] = float("nan")
@@ -81,6 +82,7 @@ def test_a_box_with_a_short_side_is_the_whole_image() -> None:
     assert ops.heatmap_to_boxes(wide, threshold=0.3, image_size=90, min_size=9).tolist() == [[9, 36, 72, 45]]
     tall = wide.transpose(1, 2)
     assert ops.heatmap_to_boxes(tall, threshold=0.3, image_size=90).tolist() == [[0, 0, 90, 90]]
+    assert ops.heatmap_to_boxes(tall, threshold=0.3, image_size=90, min_size=9).tolist() == [[36, 9, 45, 72]]
     assert ops.heatmap_to_boxes(tall, threshold=0.3, image_size=90, min_size=0).tolist() == [[36, 9, 45, 72]]
 
 
@@ -100,7 +102,9 @@ def test_any_strides_and_no_samples() -> None:
 
 def test_there_is_no_gradient() -> None:
     maps = torch.rand(2, 5, 5, requires_grad=True)
-    assert not ops.heatmap_to_boxes(maps, threshold=0.3, image_size=50).requires_grad
+    compiled = torch.compile(ops.heatmap_to_boxes, backend="aot_eager", fullgraph=True)
+    for function in (ops.heatmap_to_boxes, compiled):
+        assert not function(maps, threshold=0.3, image_size=50).requires_grad
 
 
 def test_no_value_is_looked_at() -> None:

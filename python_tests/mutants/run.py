@@ -1,0 +1,218 @@
+"""Mutation testing: applies each mutant of ``lists/``, builds what it touches and runs the tests that should notice.
+
+    python -m python_tests.mutants.run [--only REGEX] [--area AREA] [--jobs N] [--again]
+
+The work is done in copies of the source tree below build/mutants, never in the tree itself. What was found stands in
+results.csv beside this file, under a key of mutant, source and tests: only what has changed is run again, and a run
+that was stopped goes on where it was. Exit code 1 if fewer than 95 % are caught, or something could not be run.
+"""
+
+import argparse
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+from .mutant import ROOT, Mutant, digest, files_of, mutants
+
+RESULTS = Path(__file__).with_name("results.csv")
+WORK = ROOT / "build" / "mutants"
+WANTED = 0.95
+CAUGHT = ("caught", "timed out")  # a hang does not pass unnoticed
+BEFORE = "before the change"  # the result of mutants whose tests already fail, or whose file does not build, without it
+
+
+class Result(NamedTuple):
+    id: str
+    result: str  # caught, timed out, survived, did not compile
+    by: str  # the test that noticed first
+    seconds: int
+    key: str
+
+
+class Results:
+    """The file of results, written after every mutant."""
+
+    def __init__(self, path: Path, known: set[str]) -> None:
+        self.path, self.lock = path, threading.Lock()
+        rows = csv.reader(path.read_text().splitlines()[1:]) if path.exists() else []
+        found = [Result(row[0], row[1], row[2], int(row[3]), row[4]) for row in rows]
+        self.of = {result.id: result for result in found if result.id in known}
+
+    def add(self, result: Result) -> None:
+        with self.lock:
+            self.of[result.id] = result
+            part = self.path.with_suffix(".part")
+            with part.open("w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(Result._fields)
+                writer.writerows(self.of[id_] for id_ in sorted(self.of))
+            part.replace(self.path)
+
+
+class Workshop:
+    """A copy of the source tree with a build of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree, self.build_folder, self.passed = folder / "tree", folder / "build", folder / "passed.csv"
+        self.failing: set[str] = set()  # the keys of tests that do not pass without a change
+        self.environment = {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        beside = Path(sys.executable).parent  # where setup.py, too, looks first
+        self.cmake = shutil.which("cmake", path=str(beside)) or "cmake"
+        self.ninja = shutil.which("ninja", path=str(beside)) or "ninja"
+
+    def refresh(self) -> None:
+        """Copies what differs, so that what does not is not compiled again."""
+        command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")
+        names = {name for name in listed if name and (ROOT / name).is_file()}
+        for name in names:
+            source, copy = ROOT / name, self.tree / name
+            if not copy.exists() or copy.read_bytes() != source.read_bytes():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, copy)  # with the time of now
+        for stale in set(self.tree.rglob("*.py")) - {self.tree / name for name in names}:
+            stale.unlink()
+
+    def build(self, file: str, jobs: int) -> str:
+        """Builds the libraries that the tests of `file` load, as far as they have changed: what the compiler says."""
+        if not (self.build_folder / "build.ninja").exists():
+            options = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={self.ninja}", f"-DPython_EXECUTABLE={sys.executable}"]
+            emulation = "-DFGVC_EXT_EMULATION=ON"
+            command = [self.cmake, "-S", str(self.tree), "-B", str(self.build_folder), *options, emulation]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        targets = ["_C", *(["fgvc_ext_emulated"] if file.startswith("csrc/cuda/") else [])]
+        command = [self.cmake, "--build", str(self.build_folder), "--parallel", str(jobs), "--target", *targets]
+        done = subprocess.run(command, capture_output=True, text=True)
+        library = self.tree / "fgvc_ext" / "lib"
+        library.mkdir(exist_ok=True)
+        for path in self.build_folder.glob("*.so"):
+            shutil.copyfile(path, (library.parent if path.name.startswith("_C") else library) / path.name)
+        return done.stdout[-3000:] if done.returncode else ""
+
+    def test(self, selection: Iterable[str], limit: float) -> tuple[str, str]:
+        """survived, caught or timed out; and by which test."""
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
+        command = [sys.executable, "-m", "pytest", *selection, *options]
+        with subprocess.Popen(
+            command, cwd=self.tree, env=self.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                output, _ = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # with all that the tests started
+                output, _ = process.communicate()
+                return "timed out", f"after {limit:.0f} s"
+        if process.returncode == 0:
+            return "survived", ""
+        noticed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        return "caught", noticed[1] if noticed else f"exit code {process.returncode}: {output[-200:].strip()}"
+
+    def seconds_unchanged(self, mutant: Mutant, jobs: int) -> float:
+        """How long the mutant's tests take, and pass, without it; 0 if they do not pass. Remembered."""
+        sources = [path for folder in ("csrc", "fgvc_ext") for path in sorted((self.tree / folder).rglob("*"))]
+        texts = [path.read_text() for path in sources if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py")]
+        key = digest([*mutant.selection, *texts, *(path.read_text() for path in files_of(mutant.selection, self.tree))])
+        known = dict(line.split(",") for line in self.passed.read_text().split()) if self.passed.exists() else {}
+        if key in self.failing:
+            return 0
+        if key not in known:
+            errors, started = self.build(mutant.file, jobs), time.monotonic()
+            result, by = ("caught", errors) if errors else self.test(mutant.selection, 1800)
+            if result != "survived":
+                print(f"{mutant.file}: its tests do not pass as it is: {by}", flush=True)
+                self.failing.add(key)
+                return 0
+            known[key] = f"{time.monotonic() - started:.0f}"
+            self.passed.write_text("".join(f"{one},{seconds}\n" for one, seconds in known.items()))
+        return max(1.0, float(known[key]))
+
+    def run(self, mutant: Mutant, key: str, jobs: int) -> Result:
+        usual, path = self.seconds_unchanged(mutant, jobs), self.tree / mutant.file
+        if not usual:
+            return Result(mutant.id, BEFORE, "", 0, "")
+        original, started = path.read_text(), time.monotonic()
+        path.write_text(mutant.applied(original))
+        try:
+            errors = self.build(mutant.file, jobs)
+            limit = 60 + 3 * usual
+            result, by = ("did not compile", errors[-200:]) if errors else self.test(mutant.selection, limit)
+        finally:
+            path.write_text(original)
+        return Result(mutant.id, result, by, round(time.monotonic() - started), key)
+
+
+def run_all(pending: list[Mutant], keys: dict[str, str], results: Results, workers: int) -> list[Mutant]:
+    """Runs them, the mutants of a file one after the other; returns those that could not be run."""
+    workshops: Queue[Workshop] = Queue()
+    for number in range(workers):
+        workshops.put(Workshop(WORK / str(number)))
+        workshops.queue[number].refresh()
+    failed: list[Mutant] = []
+
+    def run_file(group: list[Mutant]) -> None:
+        workshop = workshops.get()
+        for mutant in group:
+            result = workshop.run(mutant, keys[mutant.id], max(1, (os.cpu_count() or 1) // workers))
+            print(f"{result.result:16}{result.seconds:5} s  {mutant.id}  {result.by}", flush=True)
+            failed.append(mutant) if result.result == BEFORE else results.add(result)
+        workshops.put(workshop)
+
+    groups = [list(group) for _, group in groupby(sorted(pending, key=lambda one: one.file), lambda one: one.file)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run_file, groups))
+    return failed
+
+
+def report(chosen: list[Mutant], results: Results, failed: list[Mutant]) -> bool:
+    """Prints the summary; whether enough were caught."""
+    found = [(mutant, results.of[mutant.id]) for mutant in chosen if mutant.id in results.of]
+    for area, group in groupby(sorted(found, key=lambda pair: pair[0].area), lambda pair: pair[0].area):
+        outcomes = [result.result for _, result in group]
+        print(f"{area}: {sum(one in CAUGHT for one in outcomes)} of {len(outcomes)} caught")
+    caught = sum(result.result in CAUGHT for _, result in found)
+    print(f"{caught} of {len(found)} caught ({100 * caught / max(1, len(found)):.1f} %)")
+    for mutant, result in found:
+        if result.result not in CAUGHT:
+            print(f"{result.result}: {mutant.id} ({mutant.file}): {mutant.survives or 'NOBODY HAS SAID WHY'}")
+    for mutant in failed:
+        print(f"could not be run: {mutant.id} ({mutant.file})")
+    return caught >= WANTED * len(found) and not failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a regular expression that the id or the file must match")
+    parser.add_argument("--area", default="", help="how the names of the lists begin")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at once, each in a copy and build of its own")
+    parser.add_argument("--again", action="store_true", help="run also what has a result")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    everything = mutants()
+    chosen = [
+        mutant for mutant in everything
+        if re.search(arguments.only, f"{mutant.id}\n{mutant.file}") and mutant.area.startswith(arguments.area)
+    ]  # fmt: skip
+    results = Results(arguments.results, {mutant.id for mutant in everything})
+    # Now, because who goes on working in the tree while this runs must not get results of other sources.
+    keys = {mutant.id: mutant.key for mutant in chosen}
+    known = {id_: result.key for id_, result in results.of.items()}
+    pending = [mutant for mutant in chosen if arguments.again or known.get(mutant.id) != keys[mutant.id]]
+    print(f"{len(chosen)} mutants, {len(pending)} without a result", flush=True)
+    return 0 if report(chosen, results, run_all(pending, keys, results, arguments.jobs)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
