@@ -126,7 +126,7 @@ def replace_block(path: Path, text: str) -> None:
 
 
 def write_csv(results: Sequence[Result], device: str, path: Path) -> None:
-    """A line a case and contender; times in microseconds."""
+    """One line per case and contender; times in microseconds."""
     facts = machine(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
