@@ -211,4 +211,4 @@ def compiled(function: Function, sweep: bool) -> Function:
     return _compiled[function, sweep]
 
 
-__all__ = ["OPERATORS", "Measured", "Verdict", "contenders", "headline", "sweep", "use_instruction_set"]
+__all__ = ["OPERATORS", "OURS", "Measured", "Verdict", "contenders", "headline", "sweep", "use_instruction_set"]

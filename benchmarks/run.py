@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from cases import OPERATORS, Measured, contenders, headline, sweep, use_instruction_set
+from cases import OPERATORS, OURS, Measured, contenders, headline, sweep, use_instruction_set
 from results import Result, document, replace_block, summary, write_csv
 from timing import keep_freed_memory, measure
 
@@ -80,6 +80,8 @@ def main() -> None:
         for name, faults in result.times.faults.items():
             if faults > MANY_FAULTS:
                 print(f"  {name} pays {faults:.0f} page faults per call: its time is that of memory", file=sys.stderr)
+        if result.times.interruptions[OURS] >= 1:
+            print("  other processes took the cores: repeat this on a quiet machine", file=sys.stderr)
     if instruction_sets:
         use_instruction_set(instruction_sets[0])
 

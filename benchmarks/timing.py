@@ -3,7 +3,8 @@
 Contenders take turns, one sample each per round, so that drift of the machine (clock, other processes, temperature)
 hits all alike. Ratios are formed round by round and their median is reported. A sample is as many calls as fill half a
 millisecond, after one call that is not timed: it finds the caches as the neighbour left them, and what it pays for that
-says something of the neighbour. Page faults are counted: a contender that pays for fresh memory is named.
+says something of the neighbour. Page faults and interruptions by other processes are counted: where fresh memory or a
+busy machine is measured, that is said.
 """
 
 import ctypes
@@ -39,6 +40,7 @@ class Times:
     samples: dict[str, list[float]]
     calls: dict[str, int]
     faults: dict[str, float]  # page faults per call, the median of the rounds
+    interruptions: dict[str, float]  # how often per call another process took a core away, likewise
 
     def rounds(self) -> int:
         return len(next(iter(self.samples.values())))
@@ -62,6 +64,7 @@ def measure(contenders: Sequence[Contender], device: str, *, rounds: int, second
     calls = {one.name: _warm_up(one, clock, seconds) for one in contenders}
     samples: dict[str, list[float]] = {one.name: [] for one in contenders}
     faults: dict[str, list[float]] = {one.name: [] for one in contenders}
+    interruptions: dict[str, list[float]] = {one.name: [] for one in contenders}
     gc.collect()
     gc.disable()
     try:
@@ -74,16 +77,18 @@ def measure(contenders: Sequence[Contender], device: str, *, rounds: int, second
                 if one.prepare:
                     one.prepare()
                 clock(one.call, 1)  # after it the caches hold what this contender works on, as far as they can
-                before = page_faults()
+                before = resource.getrusage(resource.RUSAGE_SELF)
                 samples[one.name].append(clock(one.call, calls[one.name]) / calls[one.name])
-                faults[one.name].append((page_faults() - before) / calls[one.name])
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                faults[one.name].append((after.ru_minflt - before.ru_minflt) / calls[one.name])
+                interruptions[one.name].append((after.ru_nivcsw - before.ru_nivcsw) / calls[one.name])
     finally:
         gc.enable()
-    return Times(samples, calls, {name: statistics.median(counts) for name, counts in faults.items()})
+    return Times(samples, calls, _medians(faults), _medians(interruptions))
 
 
-def page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def _medians(counts: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in counts.items()}
 
 
 def _warm_up(one: Contender, clock: Callable[[Callable[[], Any], int], float], seconds: float) -> int:

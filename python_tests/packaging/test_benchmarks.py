@@ -115,7 +115,7 @@ def test_fresh_memory_is_noticed(modules: dict[str, Any]) -> None:
 
 def test_either_of_two_targets_is_enough(modules: dict[str, Any]) -> None:
     cases, timing = modules["cases"], modules["timing"]
-    times = timing.Times({"fgvc_ext": [1.0], "eager": [30.0], "read once": [0.25]}, {}, {})
+    times = timing.Times({"fgvc_ext": [1.0], "eager": [30.0], "read once": [0.25]}, {}, {}, {})
     target = Target("read once", at_most=2, otherwise=Target("eager", at_least=20))
     verdict = cases.verdict(target, times)
     assert verdict.passed
