@@ -90,6 +90,11 @@ def wants_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
+def constant(tensor: Tensor) -> Tensor:
+    """An argument without a gradient, even where it requires one."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """The strides of ``torch.empty_like(tensor)``: a gradient keeps the layout without the tensor being saved."""
     if transforms_are_active():  # a tensor inside vmap cannot be asked for channels_last
@@ -115,9 +120,8 @@ def fake_loss_gradient(gradients: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _must_record(arguments: tuple[Any, ...]) -> bool:
-    if (
-        forward_ad._current_level >= 0
-    ):  # the Function refuses forward-mode derivatives; below autograd they would vanish
+    # The Function refuses forward-mode derivatives; below autograd they would vanish.
+    if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
 
