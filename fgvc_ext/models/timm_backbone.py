@@ -81,7 +81,9 @@ def _probe_timm(name: str, model: Any) -> bool:
     """True where features come as [N,h,w,C]; freezes what they do not depend on. ValueError where they are no maps."""
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
     training = model.training
-    features = model.eval().forward_features(torch.zeros(1, *size))
+    with torch.enable_grad():  # also where a caller has turned it off
+        features = model.eval().forward_features(torch.zeros(1, *size))
+        total = features.sum() if isinstance(features, Tensor) else None
     shape = list(features.shape) if isinstance(features, Tensor) else [type(features).__name__]
     if len(shape) != 4 or model.num_features not in (shape[1], shape[3]):
         raise ValueError(
@@ -90,7 +92,7 @@ def _probe_timm(name: str, model: Any) -> bool:
             "transformers whose features are tokens (vit, deit, levit, ...) are not"
         )
     parameters = list(model.parameters())
-    gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:  # a layer of the head that timm keeps (convnext's head.norm)
             parameter.requires_grad_(False)
