@@ -1,6 +1,7 @@
 """Backbones and one model a paper."""
 
-from fgvc_ext.models.backbone import Backbone, available_backbones, backbone_preprocessing, build_backbone
+from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.by_name import available_backbones, backbone_preprocessing, build_backbone
 from fgvc_ext.models.model import Explanation, Model, Prediction, load, save
 from fgvc_ext.models.pretrained import LoadReport, load_weights
 from fgvc_ext.models.subtle_differences import SubtleDifferences

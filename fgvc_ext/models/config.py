@@ -10,7 +10,8 @@ from torch import nn
 from fgvc_ext.atomic_files import file_sha256
 from fgvc_ext.data.pipeline import DataConfig, preprocessing
 from fgvc_ext.data.transforms import Preprocessing
-from fgvc_ext.models.backbone import Backbone, backbone_preprocessing, build_backbone
+from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.by_name import backbone_preprocessing, build_backbone
 from fgvc_ext.models.pretrained import load_weights
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fgvc_ext.data.transforms import Preprocessing
-from fgvc_ext.models.backbone import Backbone, build_backbone
+from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.by_name import build_backbone
 from fgvc_ext.models.model import Explanation, Model, backbone_groups
 from fgvc_ext.nn import Diversification2d
 from fgvc_ext.ops import suppression_mask

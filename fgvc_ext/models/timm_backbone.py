@@ -91,6 +91,7 @@ def _probe_timm(name: str, model: Any) -> bool:
             f"{model.num_features}], got {shape}: convolutional networks and Swin transformers are supported, "
             "transformers whose features are tokens (vit, deit, levit, ...) are not"
         )
+    assert total is not None
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):

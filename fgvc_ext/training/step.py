@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fgvc_ext.data.loading import Batch
+from fgvc_ext.training import distributed
 from fgvc_ext.training.config import EngineConfig, OptimConfig
 from fgvc_ext.training.evaluation import add_sums
 from fgvc_ext.training.optimisation import PRECISIONS, build_average, build_optimizer, build_scheduler, update_average
@@ -70,11 +71,11 @@ class TrainingStep:
             share = answer["loss"] * (answer["n"] / n)
             value = share.item()  # waits for the device: nothing non-finite may reach the weights
             result.loss += value
-            if not math.isfinite(value):
+            if distributed.any_process(not math.isfinite(value)):
                 return self._undone(result, f"the loss is {result.loss}", buffers)
             self.scaler.scale(share).backward()
             add_sums(result.sums, answer["logs"])
-        if not self._gradients_are_usable():
+        if distributed.any_process(not self._gradients_are_usable()):
             return self._undone(result, "a gradient is not finite", buffers)
         self._update()
         add_sums(result.sums, {"loss": torch.tensor(result.loss * n, dtype=torch.float64)})

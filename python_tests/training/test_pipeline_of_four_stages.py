@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import torch
 from toy_models import ToyClassifier, ToyCrops, ToyEnsemble, ToyLocaliser, loaded
-from toy_training import ToyConfig, ToyImages, centre, open_run
+from toy_training import Child, ToyConfig, ToyImages, centre, open_run, traces
 
 from fgvc_ext.data.loading import Samples
 from fgvc_ext.models import load
@@ -109,3 +111,34 @@ def test_every_stage_builds_on_the_ones_before(tmp_path):
     before = {file: file.read_bytes() for file in tmp_path.rglob("*.safetensors")}
     assert run(tmp_path) == results
     assert all(file.read_bytes() == content for file, content in before.items()), "nothing was done again"
+
+
+def train(folder: Path) -> int:
+    torch.set_num_threads(1)
+    run(folder)
+    return 0
+
+
+# named points of the run: at the end of a training, before and after the artefact, in the middle of what builds on it
+MOMENTS = (
+    "weights/classifier.safetensors",
+    "checkpoints/localiser-e00003-*.json",
+    "artefacts/boxes.safetensors",
+    "checkpoints/crops-e00001-*.json",
+    "weights/weights.safetensors",
+)
+
+
+def test_killed_at_every_stage_it_ends_with_the_same_bytes(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert Child(tmp_path / "output", train, whole).ended() == (0, (tmp_path / "output").read_text())
+    for file in MOMENTS:
+        child = Child(tmp_path / "output", train, folder)
+        while child.process.is_alive() and not list(folder.glob(file)):
+            time.sleep(0.001)
+        child.process.kill()
+        assert child.ended()[0] == -signal.SIGKILL, f"it ended before {file} was there: {child.text()}"
+    assert Child(tmp_path / "output", train, folder).ended()[0] == 0
+    assert traces(folder) == traces(whole)
+    boxes = "artefacts/boxes.safetensors"
+    assert (folder / boxes).read_bytes() == (whole / boxes).read_bytes()
