@@ -188,15 +188,16 @@ class PythonBuild(build_py):
 
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:
-            for source, target in self._drivers():
-                self.mkpath(str(target.parent))
-                self.copy_file(str(source), str(target))
+        for source, target in self._drivers():
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target))
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         return [*super().get_outputs(include_bytecode), *(str(target) for _, target in self._drivers())]
 
     def _drivers(self) -> list[tuple[Path, Path]]:
+        if self.editable_mode:  # then the source tree is there
+            return []
         folder = Path(self.build_lib) / "fgvc_ext" / "train"
         return [(file, folder / file.name) for file in sorted((ROOT / "train").glob("*.py"))]
 
