@@ -59,10 +59,13 @@ class Operator:
         self._transform = _transformable_function(raw, setup, backward).apply
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self.raw(*arguments)
         if torch._C._are_functorch_transforms_active():
             return self._transform(*arguments) if self.differentiable else self.raw(*arguments)
+        # True in every thread of the process while one of them exports without dynamo: asked last.
+        if torch.compiler.is_compiling():
+            return self.raw(*arguments)
         if self.differentiable and _must_record(arguments):
             return self._record(*arguments)
         with torch._C._AutoDispatchBelowAutograd():

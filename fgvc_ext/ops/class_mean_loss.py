@@ -139,16 +139,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, within: Tensor | None, between: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     (gradients,) = ctx.saved_tensors
-    embeddings = None
-    if within is not None or between is not None:
-        zero = gradients.new_zeros(()) if within is None or between is None else None
-        embeddings = _class_mean_loss_backward(
-            zero if within is None else within, zero if between is None else between, gradients, ctx.dtype
-        )
+    nothing = within is None and between is None
+    embeddings = None if nothing else _class_mean_loss_backward(within, between, gradients, ctx.dtype)
     return embeddings, None, None, None, None, None, None
 
 
-def _fake_backward(within: Tensor, between: Tensor, gradients: Tensor, dtype: torch.dtype) -> Tensor:
+def _fake_backward(within: Tensor | None, between: Tensor | None, gradients: Tensor, dtype: torch.dtype) -> Tensor:
     return fake_loss_gradient(gradients, dtype)
 
 
