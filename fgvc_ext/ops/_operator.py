@@ -109,7 +109,8 @@ def dense_strides(tensor: Tensor) -> tuple[int, ...]:
 
 def _dense_in_the_order_of(tensor: Tensor) -> tuple[int, ...]:
     """Strides without gaps, the dimensions in the order that they have in memory."""
-    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim))
+    actual = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: (-actual[dim], dim))
     strides, elements = [0] * tensor.dim(), 1
     for dim in reversed(order):
         strides[dim] = elements
