@@ -75,8 +75,8 @@ def selection_of(file: str) -> tuple[str, ...]:
 
 def files_of(selection: tuple[str, ...], root: Path | None = None) -> Iterator[Path]:
     """What pytest reads for these arguments, but for the files of operators that they do not name."""
-    text = " ".join(selection)
-    others = [name for name in operators() if "-k" in selection and name not in text]
+    named = [name for name in operators() if name in " ".join(selection)]
+    others = [name for name in operators() if named and name not in named]
     for argument in selection:
         path = (root or ROOT) / argument.split("::")[0]
         for found in sorted(path.rglob("*.py")) if path.is_dir() else [path] * path.is_file():

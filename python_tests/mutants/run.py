@@ -66,6 +66,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.tree, self.build_folder, self.passed = folder / "tree", folder / "build", folder / "passed.csv"
+        self.configured = False
         self.failing: set[str] = set()  # the keys of tests that do not pass without a change
         self.environment = {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
         beside = Path(sys.executable).parent  # where setup.py, too, looks first
@@ -87,11 +88,12 @@ class Workshop:
 
     def build(self, file: str, jobs: int) -> str:
         """Builds the libraries that the tests of `file` load, as far as they have changed: what the compiler says."""
-        if not (self.build_folder / "build.ninja").exists():
+        if not self.configured:
             options = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={self.ninja}", f"-DPython_EXECUTABLE={sys.executable}"]
-            emulation = "-DFGVC_EXT_EMULATION=ON"
-            command = [self.cmake, "-S", str(self.tree), "-B", str(self.build_folder), *options, emulation]
+            options += ["-DFGVC_EXT_EMULATION=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON"]  # what is installed is tested
+            command = [self.cmake, "-S", str(self.tree), "-B", str(self.build_folder), *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            self.configured = True
         targets = ["_C", *(["fgvc_ext_emulated"] if file.startswith("csrc/cuda/") else [])]
         command = [self.cmake, "--build", str(self.build_folder), "--parallel", str(jobs), "--target", *targets]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -1,10 +1,11 @@
 """fgvc_ext/ops and fgvc_ext/_library.py: arguments, autograd, fake kernels, which kernel runs."""
 
-from ..mutant import Mutant, of
+from ..mutant import Mutant, of, operators
 
 GRAPHS = ("python_tests/ops/test_gradients.py", "python_tests/ops/test_graphs.py", "-m", "not slow")
 IMPORT = ("python_tests/packaging/test_import.py", "-m", "not slow")
-OPS = ("python_tests/ops", "--ignore=python_tests/ops/test_emulation.py", "-m", "not slow")
+# Every operator's own file, where its messages stand.
+OWN_TESTS = tuple(f"python_tests/ops/test_{name}.py" for name in operators())
 
 MUTANTS = [
     *of(
@@ -41,7 +42,7 @@ MUTANTS = [
             "checks-py-height-and-width", "return image_size[0], image_size[1]", "return image_size[1], image_size[0]"
         ),
         Mutant("checks-py-labels-device", "check_device(op, name, value, first_name, first)\n    rows", "rows"),
-        tests=OPS,
+        tests=OWN_TESTS,
     ),
     *of(
         "fgvc_ext/ops/_operator.py",

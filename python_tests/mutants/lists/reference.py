@@ -97,7 +97,7 @@ MUTANTS = [
         Mutant(
             "reference-boxes-inclusive", "kept = values - lowest > threshold *", "kept = values - lowest >= threshold *"
         ),
-        Mutant("reference-boxes-min-size", "(bottom - top >= min_size)", "(bottom - top > min_size)"),
+        Mutant("reference-boxes-min-size", "(bottom - top >= float(min_size))", "(bottom - top > float(min_size))"),
         Mutant(
             "reference-boxes-edge", "behind = torch.where(kept, index + 1, 0)", "behind = torch.where(kept, index, 0)"
         ),

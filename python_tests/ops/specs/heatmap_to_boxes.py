@@ -71,6 +71,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("no smallest size", some, threshold=0.95, min_size=0),
         laid_out("a fraction of a pixel", some, threshold=0.95, min_size=32.5),
         laid_out("nothing is large enough", some, min_size=1000),
+        laid_out("just large enough", corners, min_size=32),  # a position has 32 pixels
         laid_out("few values", (4 * some).round() / 4, threshold=0.5),
         laid_out("prime sides", spots(2, 61, 67), image_size=(1000, 997)),
         laid_out("7x9", spots(2, 7, 9)),
