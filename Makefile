@@ -75,12 +75,12 @@ gpu-train:
 lint: $(VENV)/environment
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff mypy clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'docs/examples/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/environment
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff clang-format
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'docs/examples/*.cpp' | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf build dist *.egg-info fgvc_ext/lib fgvc_ext/_C*.so compile_commands.json $(VENV) .venv-torch-*

@@ -23,6 +23,7 @@ from typing import ClassVar
 import setuptools
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 if int(setuptools.__version__.split(".")[0]) < 80:
@@ -182,6 +183,25 @@ class CMakeBuild(build_ext):
         return [str(path) for path in [*library.glob("_C*.so"), *(library / "lib").glob("*.so")]]
 
 
+class PythonBuild(build_py):
+    """Puts the training drivers into the package as well, where `fgvc-ext train` finds them without the source tree."""
+
+    def run(self) -> None:
+        super().run()
+        for source, target in self._drivers():
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *(str(target) for _, target in self._drivers())]
+
+    def _drivers(self) -> list[tuple[Path, Path]]:
+        if self.editable_mode:  # then the source tree is there
+            return []
+        folder = Path(self.build_lib) / "fgvc_ext" / "train"
+        return [(file, folder / file.name) for file in sorted((ROOT / "train").glob("*.py"))]
+
+
 class Develop(Command):
     """``python setup.py develop``. Setuptools' own became an isolated pip install, in which torch is missing."""
 
@@ -203,5 +223,5 @@ if __name__ == "__main__":  # so it is for pip as well; the tests import this fi
     setup(
         # One entry stands for everything that CMake installs; its name only makes the wheel a platform wheel.
         ext_modules=[Extension("fgvc_ext._C", sources=[])] if BUILD_WANTED else [],
-        cmdclass={"build_ext": CMakeBuild, "develop": Develop},
+        cmdclass={"build_ext": CMakeBuild, "build_py": PythonBuild, "develop": Develop},
     )

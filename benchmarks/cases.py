@@ -1,38 +1,21 @@
-"""What is measured: a case is one operator on one shape in one direction, with the targets that it must meet there."""
+"""What is measured: an operator on one shape in one direction, its contenders, and the targets it must meet there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import floor
 import torch
+from specs import OPERATORS, Benchmark, Case, Sample, Spec, Target, leaves, results, with_leaves
 from timing import Contender, Times
 from torch import Tensor
 
 from fgvc_ext import _library
 
-OURS, EAGER, COMPILED, REFERENCE = "fgvc_ext", "eager", "torch.compile", "reference"
-READ_ONCE, COPY, FLOOR = "read once", "copy", "floor"
-Function = Callable[..., Tensor]
-FLOOR_FACTOR, FLOOR_MARGIN = 5, 1e-6  # below 5 call floors of eager PyTorch, ours may take the floor and a microsecond
-
-
-@dataclass(frozen=True)
-class Target:
-    """``at_most``: time(ours) / time(other); ``at_least``: time(other) / time(ours)."""
-
-    other: str
-    at_least: float | None = None
-    at_most: float | None = None
-    text: str = ""
-
-    def verdict(self, times: Times) -> "Verdict":
-        if self.at_least is not None:
-            ratio = times.ratio(self.other, OURS)
-            what, wanted, passed = f"{self.other} / ours", f"≥ {self.at_least:g}", ratio >= self.at_least
-        else:
-            ratio = times.ratio(OURS, self.other)
-            what, wanted, passed = f"ours / {self.other}", f"≤ {self.at_most:g}", ratio <= self.at_most
-        return Verdict(self.text or what, f"{ratio:.3g}", wanted, passed)
+OURS, EAGER, COMPILED = "fgvc_ext", "eager", "torch.compile"
+READ_ONCE, READ_AND_WRITE, COPY, FLOOR = "read once", "read and write once", "copy", "floor"
+LARGEST_CHECKED = 2**24  # elements whose results are compared before they are timed
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -44,77 +27,151 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Case:
-    op: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-    layout: str = "contiguous"
-    backward: bool = False
-    targets: tuple[Target, ...] = ()
-    sweep: bool = False
+class Measured:
+    """A case of an operator; one of a sweep has no targets of its own."""
+
+    spec: Spec
+    case: Case
+    sweep: bool
+
+    @property
+    def op(self) -> str:
+        return self.spec.name
+
+    @property
+    def benchmark(self) -> Benchmark:
+        assert self.spec.benchmark is not None
+        return self.spec.benchmark
 
     @property
     def direction(self) -> str:
-        return "forward+backward" if self.backward else "forward"
+        return "forward+backward" if self.case.backward else "forward"
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return str(self.case.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
-        layout = "" if self.layout == "contiguous" else f" {self.layout}"
-        return f"{list(self.shape)} {self.dtype_name}{layout} {self.direction}"
+        layout = "" if self.case.layout == "contiguous" else f" {self.case.layout}"
+        return f"{list(self.case.shape)} {self.dtype_name}{layout} {self.direction}"
 
     def verdicts(self, times: Times) -> list[Verdict]:
-        return [*(target.verdict(times) for target in self.targets), never_slower(times)]
+        return [*(verdict(target, times) for target in self.case.targets), never_slower(times)]
 
-    def input(self, device: str) -> Tensor:
-        values = torch.randn(self.shape, generator=torch.Generator().manual_seed(0)).to(device, self.dtype)
-        if self.layout == "channels_last":
-            values = values.to(memory_format=torch.channels_last)
-        return values.requires_grad_(self.backward)
+
+def headline(spec: Spec, device: str) -> list[Measured]:
+    assert spec.benchmark is not None
+    return [Measured(spec, case, False) for case in (spec.benchmark.cuda if device == "cuda" else spec.benchmark.cpu)]
+
+
+def sweep(spec: Spec) -> list[Measured]:
+    assert spec.benchmark is not None
+    return [Measured(spec, case, True) for case in spec.benchmark.sweep]
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+def verdict(target: Target, times: Times) -> Verdict:
+    if target.at_least is not None:
+        ratio = times.ratio(target.other, OURS)
+        what, wanted, passed = f"{target.other} / ours", f"≥ {target.at_least:g}", ratio >= target.at_least
+    else:
+        assert target.at_most is not None
+        ratio = times.ratio(OURS, target.other)
+        what, wanted, passed = f"ours / {target.other}", f"≤ {target.at_most:g}", ratio <= target.at_most
+    one = Verdict(target.text or what, f"{ratio:.3g}", wanted, passed)
+    return either(one, verdict(target.otherwise, times)) if target.otherwise else one
+
+
+def either(one: Verdict, other: Verdict) -> Verdict:
+    pairs = zip((one.what, one.measured, one.wanted), (other.what, other.measured, other.wanted), strict=True)
+    return Verdict(*(" or ".join(pair) for pair in pairs), passed=one.passed or other.passed)
 
 
 def never_slower(times: Times) -> Verdict:
-    """Every shape: no slower than plain PyTorch or, where that is little more than calls cost, than the bare call."""
-    floor = times.median(FLOOR)
-    if times.median(EAGER) < FLOOR_FACTOR * floor:
-        over = times.median(OURS) - floor
-        return Verdict("ours − floor", f"{over * 1e6:.2f} µs", f"≤ {FLOOR_MARGIN * 1e6:g} µs", over <= FLOOR_MARGIN)
+    """Every shape: no slower than plain PyTorch, compiled or not."""
     slower = max((name for name in (EAGER, COMPILED) if name in times.samples), key=times.median)
     ratio = times.ratio(OURS, slower)
     return Verdict("ours / max(eager, torch.compile)", f"{ratio:.3g}", "≤ 1", ratio <= 1)
 
 
-def contenders(
-    case: Case,
-    instruction_sets: list[str],
-    arguments: tuple[Tensor, ...],
-    *,
-    our: Function,
-    plain: Function,
-    nothing: Function,
-    slow: Function | None = None,
-) -> list[Contender]:
-    """Ours, plain PyTorch, the same compiled, yardsticks, the do-nothing operator; ``slow``: the reference."""
+# --- contenders -------------------------------------------------------------------------------------------------------
+
+
+def contenders(measured: Measured, device: str, instruction_sets: list[str]) -> list[Contender]:
+    """Ours, plain PyTorch, the same compiled, yardsticks, the do-nothing operator, and what the spec adds."""
+    benchmark, case = measured.benchmark, measured.case
+    sample = benchmark.sample(case, device)
+    if not case.backward:
+        sample = replace(sample, differentiable=())
+    compare(measured.spec, benchmark, sample)
+
+    def call(function: Function) -> Callable[[], Any]:
+        return timed_call(function, sample, measured.spec)
+
     every = [
-        *ours(instruction_sets, direction(case, our, *arguments)),
-        Contender(EAGER, direction(case, plain, *arguments)),
-        Contender(COMPILED, direction(case, compiled(plain, case), *arguments)),
-        *yardsticks(case, arguments[0]),
-        Contender(FLOOR, direction(case, nothing, *arguments)),
+        *ours(instruction_sets, call(measured.spec.function)),
+        Contender(EAGER, call(benchmark.plain)),
+        Contender(COMPILED, call(compiled(benchmark.plain, measured.sweep))),
+        *yardsticks(case, first_tensor(sample)),
+        Contender(FLOOR, call(lambda **arguments: floor.do_nothing(first_of(arguments)))),
     ]
-    if slow is not None and not case.sweep:
-        every.append(Contender(REFERENCE, direction(case, slow, *arguments)))
+    if not measured.sweep:
+        every += [Contender(name, call(function)) for name, function in benchmark.others.items()]
     return every
 
 
-def direction(case: Case, function: Function, first: Tensor, *rest: Any) -> Callable[[], Any]:
-    """The call that is timed: ``function(first, *rest)``, with the gradient to ``first`` where the case asks for it."""
-    if not case.backward:
-        return lambda: function(first, *rest)
-    grad = torch.ones_like(function(first, *rest))
-    return lambda: torch.autograd.grad(function(first, *rest), first, grad)
+def compare(spec: Spec, benchmark: Benchmark, sample: Sample) -> None:
+    """Raises where ours and plain PyTorch give different results: then no time means anything."""
+    if first_tensor(sample).numel() > LARGEST_CHECKED:
+        return
+    options, plain = sample.options, benchmark.plain
+    if benchmark.comparable_options is not None:
+        options, plain = {**options, **benchmark.comparable_options}, reference_of(spec)
+    ours = results(spec.function(**sample.tensors, **options))
+    for name, other in results(plain(**sample.tensors, **options)).items():
+        torch.testing.assert_close(ours[name], other, check_dtype=False)
+
+
+def reference_of(spec: Spec) -> Function:
+    """The reference through the public function, which takes the same options, such as a seed that is an int."""
+
+    def function(**arguments: Any) -> Any:
+        with _library.use_reference():
+            return spec.function(**arguments)
+
+    return function
+
+
+def timed_call(function: Function, sample: Sample, spec: Spec) -> Callable[[], Any]:
+    """The call that is timed, with the gradients to the sample's differentiable tensors."""
+    called = with_leaves(sample)
+    arguments = {**called.tensors, **called.options}
+    wanted = [leaf for _, leaf in leaves(called)]
+    if not wanted:
+        return lambda: function(**arguments)
+    value = function(**arguments)
+    if isinstance(value, Tensor):
+        grad = torch.ones_like(value)
+        return lambda: torch.autograd.grad(function(**arguments), wanted, grad, allow_unused=True)
+    places = [number for number, result in enumerate(value) if result.requires_grad]
+    grads = [torch.ones_like(value[place]) for place in places]
+
+    def forward_and_backward() -> Any:
+        value = function(**arguments)
+        return torch.autograd.grad([value[place] for place in places], wanted, grads, allow_unused=True)
+
+    return forward_and_backward
+
+
+def first_of(arguments: dict[str, Any]) -> Tensor:
+    value = next(iter(arguments.values()))
+    return value[0] if isinstance(value, list) else value
+
+
+def first_tensor(sample: Sample) -> Tensor:
+    return first_of(sample.tensors)
 
 
 def ours(instruction_sets: list[str], call: Callable[[], Any]) -> list[Contender]:
@@ -138,7 +195,7 @@ def yardsticks(case: Case, x: Tensor) -> list[Contender]:
     if not case.backward:
         sticks = [Contender(READ_ONCE, values.sum)]
     else:
-        sticks = [Contender("read and write once", lambda: (values.sum(), other.zero_()))]
+        sticks = [Contender(READ_AND_WRITE, lambda: (values.sum(), other.zero_()))]
     if x.device.type == "cuda":
         sticks.append(Contender(COPY, lambda: other.copy_(values)))
     return sticks
@@ -147,9 +204,11 @@ def yardsticks(case: Case, x: Tensor) -> list[Contender]:
 _compiled: dict[tuple[Function, bool], Function] = {}
 
 
-def compiled(function: Function, case: Case) -> Function:
+def compiled(function: Function, sweep: bool) -> Function:
     """A headline case gets code for its own shape; the sweep shares one compilation with dynamic shapes."""
-    key = (function, case.sweep)
-    if key not in _compiled:
-        _compiled[key] = torch.compile(function, dynamic=case.sweep)
-    return _compiled[key]
+    if (function, sweep) not in _compiled:
+        _compiled[function, sweep] = torch.compile(function, dynamic=sweep)
+    return _compiled[function, sweep]
+
+
+__all__ = ["OPERATORS", "OURS", "Measured", "Verdict", "contenders", "headline", "sweep", "use_instruction_set"]

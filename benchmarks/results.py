@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cases import OURS, Case, Verdict
+from cases import FLOOR, OURS, Measured, Verdict
 from timing import Times
 
 import fgvc_ext
@@ -19,19 +19,17 @@ BEGIN, END = "<!-- benchmarks/run.py writes from here -->", "<!-- to here -->"
 LEGEND = """\
 - Times are medians in milliseconds. Ratios are medians of the rounds' own ratios, so not quite quotients of the times.
 - fgvc_ext: our operator through its public function, on the widest instruction set unless named.
-- eager: plain PyTorch as one would write it (pooling: `topk(k).values.mean()`). torch.compile: the same, compiled for
-  static shapes (in the sweep once, for dynamic shapes).
+- eager: plain PyTorch as one would write it (`plain` in `python_tests/ops/specs/<op>.py`). torch.compile: the same,
+  compiled for static shapes (in the sweep once, for dynamic shapes).
 - reference: the package's own PyTorch reference, with all edge cases and, for diversify, the counter-based random
   stream. Slower than eager; for information. cross_entropy: torch's own, another loss; for information.
 - read once: `x.sum()` of the same tensor. read and write once: also `zero_()` of a warm tensor of its size.
-- floor: a compiled operator of the same schema that allocates its results and does nothing, called the cheapest way
-  (no argument checks; with a gradient, one autograd.Function).
-- `ours − floor`: asked where eager takes less than 5 floors; `ours / max(eager, torch.compile)`: everywhere else."""
+- floor: an operator that does nothing, called as ours are. ours − floor: what our argument checks and work take."""
 
 
 @dataclass(frozen=True)
 class Result:
-    case: Case
+    case: Measured
     times: Times
 
     @property
@@ -83,10 +81,11 @@ def milliseconds(seconds: float) -> str:
 
 def times_table(results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(name for result in results for name in result.times.samples))
-    rows = [["ms", *names]]
+    rows = [["ms", *names, "ours − floor"]]
     for result in results:
-        cells = [milliseconds(result.times.median(name)) if name in result.times.samples else "" for name in names]
-        rows.append([str(result.case), *cells])
+        times = result.times
+        cells = [milliseconds(times.median(name)) if name in times.samples else "" for name in names]
+        rows.append([str(result.case), *cells, milliseconds(times.median(OURS) - times.median(FLOOR))])
     return table(rows)
 
 
@@ -127,7 +126,7 @@ def replace_block(path: Path, text: str) -> None:
 
 
 def write_csv(results: Sequence[Result], device: str, path: Path) -> None:
-    """A line a case and contender; times in microseconds."""
+    """One line per case and contender; times in microseconds."""
     facts = machine(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -137,13 +136,13 @@ def write_csv(results: Sequence[Result], device: str, path: Path) -> None:
         writer.writerow([*columns, *measured, *facts])
         for result in results:
             case, times = result.case, result.times
-            shape = "x".join(map(str, case.shape))
+            shape = "x".join(map(str, case.case.shape))
             for name in times.samples:
                 seconds = times.median(name), *times.spread(name)
                 numbers = [f"{value * 1e6:.3f}" for value in seconds]
                 ratio = f"{times.ratio(name, OURS):.4f}"
                 writer.writerow([
-                    case.op, shape, case.dtype_name, case.layout, case.direction, int(case.sweep), name,
+                    case.op, shape, case.dtype_name, case.case.layout, case.direction, int(case.sweep), name,
                     *numbers, times.rounds(), times.calls[name], ratio, *facts.values(),
                 ])  # fmt: skip
 

@@ -5,21 +5,15 @@ import datetime
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import bench_diversify
-import bench_global_k_max_pool
-import bench_gradient_boosting_cross_entropy
 import torch
-from cases import Case, use_instruction_set
+from cases import OPERATORS, OURS, Measured, contenders, headline, sweep, use_instruction_set
 from results import Result, document, replace_block, summary, write_csv
 from timing import keep_freed_memory, measure
 
 from fgvc_ext import _library
 
-OPERATORS: dict[str, ModuleType] = {
-    module.OP: module for module in (bench_global_k_max_pool, bench_diversify, bench_gradient_boosting_cross_entropy)
-}
+MANY_FAULTS = 100  # a tenth of a millisecond, or less
 LARGEST = {"cpu": 2**28, "cuda": 2**32}  # bytes of an input in the sweep
 
 
@@ -53,17 +47,17 @@ def chosen_instruction_sets(args: argparse.Namespace) -> list[str]:
     return names
 
 
-def chosen_cases(args: argparse.Namespace) -> list[Case]:
+def chosen_cases(args: argparse.Namespace) -> list[Measured]:
     cases = []
     for name in args.op or OPERATORS:
-        cases += OPERATORS[name].headline(args.device)
+        cases += headline(OPERATORS[name], args.device)
         if args.sweep:
-            cases += [case for case in OPERATORS[name].sweep(args.device) if _bytes(case) <= LARGEST[args.device]]
+            cases += [one for one in sweep(OPERATORS[name]) if _bytes(one) <= LARGEST[args.device]]
     return cases
 
 
-def _bytes(case: Case) -> int:
-    return math.prod(case.shape) * case.dtype.itemsize
+def _bytes(measured: Measured) -> int:
+    return math.prod(measured.case.shape) * measured.case.dtype.itemsize
 
 
 def main() -> None:
@@ -78,11 +72,16 @@ def main() -> None:
     results = []
     for case in chosen_cases(args):
         torch.manual_seed(0)
-        contenders = OPERATORS[case.op].contenders(case, args.device, instruction_sets)
-        result = Result(case, measure(contenders, args.device, rounds=rounds, seconds=seconds))
+        every = contenders(case, args.device, instruction_sets)
+        result = Result(case, measure(every, args.device, rounds=rounds, seconds=seconds))
         results.append(result)
         missed = ", ".join(f"{one.what} {one.measured} ({one.wanted})" for one in result.verdicts if not one.passed)
         print(f"{case.op} {case}: {missed or 'pass'}", file=sys.stderr, flush=True)
+        for name, faults in result.times.faults.items():
+            if faults > MANY_FAULTS:
+                print(f"  {name} pays {faults:.0f} page faults per call: its time is that of memory", file=sys.stderr)
+        if result.times.interruptions[OURS] >= 1:
+            print("  other processes took the cores: repeat this on a quiet machine", file=sys.stderr)
     if instruction_sets:
         use_instruction_set(instruction_sets[0])
 

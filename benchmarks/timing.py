@@ -1,13 +1,16 @@
 """Times several contenders against each other in one process.
 
-Contenders take turns, a sample each a round, so that drift of the machine (clock, other processes, temperature) hits
-all alike. Ratios are formed round by round and their median is reported. A sample is as many calls as fill half a
-millisecond.
+Contenders take turns, one sample each per round, so that drift of the machine (clock, other processes, temperature)
+hits all alike. Ratios are formed round by round and their median is reported. A sample is as many calls as fill half a
+millisecond, after one call that is not timed: it finds the caches as the neighbour left them, and what it pays for that
+says something of the neighbour. Page faults and interruptions by other processes are counted: where fresh memory or a
+busy machine is measured, that is said.
 """
 
 import ctypes
 import gc
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -32,10 +35,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds a call, ``samples[contender][round]``, and the calls in each sample."""
+    """Seconds per call, ``samples[contender][round]``, and the calls in each sample."""
 
     samples: dict[str, list[float]]
     calls: dict[str, int]
+    faults: dict[str, float]  # page faults per call, the median of the rounds
+    interruptions: dict[str, float]  # how often per call another process took a core away, likewise
 
     def rounds(self) -> int:
         return len(next(iter(self.samples.values())))
@@ -54,10 +59,12 @@ class Times:
 
 
 def measure(contenders: Sequence[Contender], device: str, *, rounds: int, seconds: float) -> Times:
-    """``rounds`` rounds, fewer (at least five) only where that takes longer than ``seconds`` a contender."""
+    """``rounds`` rounds, fewer (at least five) only where that takes longer than ``seconds`` per contender."""
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
     calls = {one.name: _warm_up(one, clock, seconds) for one in contenders}
     samples: dict[str, list[float]] = {one.name: [] for one in contenders}
+    faults: dict[str, list[float]] = {one.name: [] for one in contenders}
+    interruptions: dict[str, list[float]] = {one.name: [] for one in contenders}
     gc.collect()
     gc.disable()
     try:
@@ -65,14 +72,23 @@ def measure(contenders: Sequence[Contender], device: str, *, rounds: int, second
         for number in range(rounds):
             if number >= LEAST_ROUNDS and time.perf_counter() > end:
                 break
-            start = number % len(contenders)  # nobody always runs behind the same neighbour's cache
+            start = number % len(contenders)  # nobody always runs behind the same neighbour
             for one in (*contenders[start:], *contenders[:start]):
                 if one.prepare:
                     one.prepare()
+                clock(one.call, 1)  # after it the caches hold what this contender works on, as far as they can
+                before = resource.getrusage(resource.RUSAGE_SELF)
                 samples[one.name].append(clock(one.call, calls[one.name]) / calls[one.name])
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                faults[one.name].append((after.ru_minflt - before.ru_minflt) / calls[one.name])
+                interruptions[one.name].append((after.ru_nivcsw - before.ru_nivcsw) / calls[one.name])
     finally:
         gc.enable()
-    return Times(samples, calls)
+    return Times(samples, calls, _medians(faults), _medians(interruptions))
+
+
+def _medians(counts: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in counts.items()}
 
 
 def _warm_up(one: Contender, clock: Callable[[Callable[[], Any], int], float], seconds: float) -> int:

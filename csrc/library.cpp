@@ -35,12 +35,13 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
   m.def("orthogonal_loss(Tensor student_map, Tensor teacher_maps) -> (Tensor, Tensor)");
   m.def("orthogonal_loss_backward(Tensor grad, Tensor gradients, ScalarType dtype) -> Tensor");
 
-  // Class-mean embedding loss (ELoPE, eq. 5–12) -> within, between, batch_means, and [2,N,E]: the gradients of both losses
+  // Class-mean embedding loss (ELoPE, eq. 5–12) -> within, between, batch_means, and [2,N,E]: the gradients of both
+  // losses
   m.def(
       "class_mean_loss(Tensor embeddings, Tensor labels, Tensor class_means, float alpha, float margin, float gamma, "
       "bool normalize) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "class_mean_loss_backward(Tensor grad_within, Tensor grad_between, Tensor gradients, ScalarType dtype) "
+      "class_mean_loss_backward(Tensor? grad_within, Tensor? grad_between, Tensor gradients, ScalarType dtype) "
       "-> Tensor");
 
   // Boxes around the hot part of heat maps (ELoPE, section 5) -> [N,4] x1, y1, x2, y2

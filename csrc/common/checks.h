@@ -4,6 +4,8 @@
 #pragma once
 
 #include <initializer_list>
+#include <sstream>
+#include <stdexcept>
 
 #include "tensor.h"
 
@@ -15,7 +17,10 @@ class Checks {
 
   template <class... Message>
   void that(bool condition, const Message&... message) const {
-    STD_TORCH_CHECK(condition, op_, ": ", message...);
+    if (condition) return;
+    std::ostringstream text;
+    ((text << op_ << ": ") << ... << message);
+    throw std::runtime_error(text.str());
   }
 
   // A tensor of one of the contract's floating dtypes, of any strides.

@@ -8,11 +8,12 @@ namespace fgvc_ext {
 
 constexpr int kMostLosses = 2;  // of one operator
 
-// output[i] = Σ_l grads[l] · gradients[l][i]
+// output[i] = Σ_l grads[l] · gradients[l][i] over the losses that have one: zero times a NaN of the others is none of
+// their gradient.
 struct LossGradient {
   Dtype dtype;  // of output
   int64_t losses, values;
-  const void* grads[kMostLosses];  // [] each, accumulation type
+  const void* grads[kMostLosses];  // [] each, accumulation type, or null
   const void* gradients;           // [losses, values], accumulation type
   void* output;                    // [values], dtype
 };
@@ -30,7 +31,7 @@ struct LossGradientCall {
 };
 
 // `gradients` is [losses, *size]; the output is [*size] in `dtype`.
-inline LossGradientCall prepare_loss_gradient(const char* name, std::initializer_list<Tensor> grads,
+inline LossGradientCall prepare_loss_gradient(const char* name, std::initializer_list<std::optional<Tensor>> grads,
                                               const Tensor& gradients, ScalarType dtype) {
   const Checks check(name);
   check.that(gradients.dim() >= 1 && gradients.size(0) == static_cast<int64_t>(grads.size()),
@@ -49,9 +50,9 @@ inline LossGradientCall prepare_loss_gradient(const char* name, std::initializer
                   .gradients = gradients.const_data_ptr(),
                   .output = output.mutable_data_ptr()};
   int number = 0;
-  for (const Tensor& grad : grads) {
-    check.input("grad", grad, gradients, wide, {});
-    op.grads[number++] = grad.const_data_ptr();
+  for (const std::optional<Tensor>& grad : grads) {
+    if (grad) check.input("grad", *grad, gradients, wide, {});
+    op.grads[number++] = data_or_null(grad);
   }
   return {output, op};
 }

@@ -34,6 +34,7 @@ inline OrthogonalLossCall prepare_orthogonal_loss(const Tensor& student_map, con
   const int64_t samples = student_map.size(0), height = student_map.size(1), width = student_map.size(2);
   const int64_t teachers = teacher_maps.size(0);
   check.that(height > 0 && width > 0, "student_map must have H and W of at least 1");
+  check.that(height <= INT32_MAX / width, "student_map must have maps of at most 2^31 - 1 positions");
   check.that(teachers > 0, "teacher_maps must hold at least one teacher");
   check.beside("teacher_maps", teacher_maps, student_map, {teachers, samples, height, width});
   const ScalarType dtype = accumulation(student_map);

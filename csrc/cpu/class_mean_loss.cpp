@@ -56,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_mean_loss(const Tensor& embeddi
   return {call.within, call.between, call.batch_means, call.gradients};
 }
 
-Tensor class_mean_loss_backward(const Tensor& grad_within, const Tensor& grad_between, const Tensor& gradients,
-                                ScalarType dtype) {
+Tensor class_mean_loss_backward(const std::optional<Tensor>& grad_within, const std::optional<Tensor>& grad_between,
+                                const Tensor& gradients, ScalarType dtype) {
   const LossGradientCall call =
       prepare_loss_gradient("class_mean_loss_backward", {grad_within, grad_between}, gradients, dtype);
   run_on_rows(kernels::class_mean_loss_backward, call.op, call.op.values, 1);

@@ -42,31 +42,46 @@ FGVC_INLINE void features_of_rows(const ClassMeanLoss& op, int64_t begin, int64_
 
 // --- μ^t = μ − α Σ_n (μ − f_n) / (1 + n_c), eq. 6–8; Σ_n ‖f_n − μ^t‖², eq. 9 ---
 
+// Σ_n (f_n − origin) over the samples of a class: in blocks, whose sums are added up in double, so that a class of many
+// samples loses little.
+template <class Value, class Origin>
+FGVC_INLINE void add_up_samples(const ClassMeanLoss& op, int64_t group, Origin origin, Value* block, double* sum) {
+  constexpr int64_t kBlock = 64;
+  const int64_t last = op.start[group + 1];
+  for (int64_t i = 0; i < op.size; ++i) sum[i] = 0;
+  for (int64_t n = op.start[group]; n < last;) {
+    for (int64_t i = 0; i < op.size; ++i) block[i] = 0;
+    for (const int64_t stop = smaller(last, n + kBlock); n < stop; ++n) {
+      const Value* feature = static_cast<const Value*>(op.features) + op.order[n] * op.size;
+      for (int64_t i = 0; i < op.size; ++i) block[i] += feature[i] - origin(i);
+    }
+    for (int64_t i = 0; i < op.size; ++i) sum[i] += static_cast<double>(block[i]);
+  }
+}
+
 template <class T, class M>
-FGVC_INLINE void means_of_classes(const ClassMeanLoss& op, int64_t begin, int64_t end) {
+FGVC_INLINE void means_of_classes(const ClassMeanLoss& op, int64_t begin, int64_t end, Scratch& scratch) {
   using Value = Accumulation<T>;
+  auto* block = scratch.take<Value>(op.size);
+  auto* sum = scratch.take<double>(op.size);
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = op.start[group], last = op.start[group + 1];
     const M* old = static_cast<const M*>(op.class_means) + op.labels[op.order[first]] * op.means_stride[0];
     Value* mean = static_cast<Value*>(op.means) + group * op.size;
-    for (int64_t i = 0; i < op.size; ++i) mean[i] = 0;
-    for (int64_t n = first; n < last; ++n) {
-      const Value* feature = static_cast<const Value*>(op.features) + op.order[n] * op.size;
-      for (int64_t i = 0; i < op.size; ++i) mean[i] += feature[i];
-    }
-    const Value count = static_cast<Value>(last - first), alpha = static_cast<Value>(op.alpha);
+    add_up_samples(op, group, [](int64_t) { return Value(0); }, block, sum);
+    const double count = static_cast<double>(last - first);
     for (int64_t i = 0; i < op.size; ++i) {
-      const Value before = to_float(old[i * op.means_stride[1]]);
-      mean[i] = before - alpha * ((count * before - mean[i]) / (1 + count));
+      const double before = to_float(old[i * op.means_stride[1]]);
+      mean[i] = static_cast<Value>(before - op.alpha * ((count * before - sum[i]) / (1 + count)));
     }
-    Value total = 0;
+    double total = 0;
     for (int64_t n = first; n < last; ++n) {
       const int64_t row = op.order[n];
       total += row_square_distance(static_cast<const Value*>(op.features) + row * op.size, mean, op.size);
       M* batch_mean = static_cast<M*>(op.batch_means) + row * op.size;
       for (int64_t i = 0; i < op.size; ++i) batch_mean[i] = from_float<M>(mean[i]);
     }
-    static_cast<Value*>(op.within)[group] = total;
+    static_cast<Value*>(op.within)[group] = static_cast<Value>(total);
   }
 }
 
@@ -104,19 +119,16 @@ template <class T>
 FGVC_INLINE void gradients_of_classes(const ClassMeanLoss& op, int64_t begin, int64_t end, Scratch& scratch) {
   using Value = Accumulation<T>;
   const int64_t size = op.size;
-  auto* residual = scratch.take<Value>(row_pitch(size));  // Σ_n (f_n − μ^t) over the class
-  auto* pull = scratch.take<Value>(row_pitch(size));      // of L_b to μ^t
+  auto* block = scratch.take<Value>(size);
+  auto* residual = scratch.take<double>(size);        // Σ_n (f_n − μ^t) over the class
+  auto* pull = scratch.take<Value>(row_pitch(size));  // of L_b to μ^t
   const Value samples = static_cast<Value>(op.samples);
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = op.start[group], last = op.start[group + 1];
     const Value* mean = static_cast<const Value*>(op.means) + group * size;
     static_cast<Value*>(op.between)[group] = hinges_of_class(op, group, pull);
 
-    for (int64_t i = 0; i < size; ++i) residual[i] = 0;
-    for (int64_t n = first; n < last; ++n) {
-      const Value* feature = static_cast<const Value*>(op.features) + op.order[n] * size;
-      for (int64_t i = 0; i < size; ++i) residual[i] += feature[i] - mean[i];
-    }
+    add_up_samples(op, group, [&](int64_t i) { return mean[i]; }, block, residual);
     // dμ^t/df_n of every sample n of the class.
     const Value share = static_cast<Value>(op.alpha) / (1 + static_cast<Value>(last - first));
     for (int64_t n = first; n < last; ++n) {
@@ -126,7 +138,7 @@ FGVC_INLINE void gradients_of_classes(const ClassMeanLoss& op, int64_t begin, in
       Value* within = static_cast<Value*>(op.gradients) + row * size;
       Value* between = within + op.samples * size;
       for (int64_t i = 0; i < size; ++i) {
-        within[i] = (feature[i] - mean[i] - share * residual[i]) / samples;
+        within[i] = (feature[i] - mean[i] - share * static_cast<Value>(residual[i])) / samples;
         between[i] = share * pull[i];
       }
       through_normalisation(op.normalize, feature, length, size, within);
@@ -138,8 +150,8 @@ FGVC_INLINE void gradients_of_classes(const ClassMeanLoss& op, int64_t begin, in
 void class_mean_features(const ClassMeanLoss& op, int64_t begin, int64_t end, Scratch&) {
   FGVC_SWITCH_DTYPE(op.dtype, features_of_rows<T>(op, begin, end));
 }
-void class_mean_within(const ClassMeanLoss& op, int64_t begin, int64_t end, Scratch&) {
-  FGVC_SWITCH_DTYPE(op.dtype, FGVC_SWITCH_MEANS(T, op, (means_of_classes<T, M>(op, begin, end))));
+void class_mean_within(const ClassMeanLoss& op, int64_t begin, int64_t end, Scratch& scratch) {
+  FGVC_SWITCH_DTYPE(op.dtype, FGVC_SWITCH_MEANS(T, op, (means_of_classes<T, M>(op, begin, end, scratch))));
 }
 void class_mean_between(const ClassMeanLoss& op, int64_t begin, int64_t end, Scratch& scratch) {
   FGVC_SWITCH_DTYPE(op.dtype, gradients_of_classes<T>(op, begin, end, scratch));

@@ -53,14 +53,14 @@ FGVC_INLINE void for_each_above(const double* values, int64_t size, Bound bound,
 // Rows of up to this many classes are searched bit by bit, longer ones with a heap.
 constexpr int64_t kBitwiseClasses = 1024;
 
-// Integers in the order of the values; −0 and +0 share one. An involution but for the zeros.
+// Integers in the order of the values; −0 and +0 share one. Applied to a key's bits, the same formula gives the value.
 FGVC_INLINE Ints ordered_keys(Floats x) {
   const Ints bits = reinterpret_cast<Ints>(x + 0.f);
   return bits ^ ((bits >> 31) & 0x7FFFFFFF);
 }
 
-// Extends `found` by the bits from `highest` to `lowest`: the largest key that at least k of `keys` reach. No branch
-// depends on a key. Whole vectors are read.
+// The largest number that at least k of `keys` reach, of those that begin with the bits of `found`: bit by bit, from
+// `highest` to `lowest`, a bit is set if k keys reach the number with it. No branch depends on a key. Reads whole vectors.
 FGVC_INLINE uint32_t largest_reached(const int32_t* keys, int64_t size, int64_t k, uint32_t found, uint32_t highest,
                                      uint32_t lowest) {
   for (uint32_t bit = highest; bit >= lowest; bit >>= 1) {

@@ -113,7 +113,7 @@ FGVC_INLINE Floats minimum(Floats a, Floats b) {
 #endif
 }
 
-// One bit a lane: lane 0 is bit 0.
+// One bit per lane: lane 0 is bit 0.
 FGVC_INLINE uint32_t lane_bits(Ints mask) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
@@ -238,7 +238,7 @@ FGVC_INLINE void transpose(Floats rows[kLanes]) {
   }
 }
 
-// One Philox counter a lane.
+// One Philox counter per lane.
 struct VectorLanes {
   using Word = Words;
   FGVC_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {

@@ -52,8 +52,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_mean_loss(const Tensor& embeddi
   return {call.within, call.between, call.batch_means, call.gradients};
 }
 
-Tensor class_mean_loss_backward(const Tensor& grad_within, const Tensor& grad_between, const Tensor& gradients,
-                                ScalarType dtype) {
+Tensor class_mean_loss_backward(const std::optional<Tensor>& grad_within, const std::optional<Tensor>& grad_between,
+                                const Tensor& gradients, ScalarType dtype) {
   const Launcher on(gradients);
   const LossGradientCall call =
       prepare_loss_gradient("class_mean_loss_backward", {grad_within, grad_between}, gradients, dtype);

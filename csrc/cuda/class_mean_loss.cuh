@@ -67,18 +67,18 @@ __global__ void __launch_bounds__(kClassThreads) class_means(ClassMeanLoss op, C
   if (work.lead.load(row) != row) return;
   const int64_t label = label_of(op, row);
   const auto old = Global<const M>(op.class_means).from(label * op.means_stride[0]);
-  const Value count = static_cast<Value>(work.count.load(row)), alpha = static_cast<Value>(op.alpha);
+  const double count = work.count.load(row), alpha = op.alpha;
   for (int64_t i = threadIdx.x; i < op.size; i += kClassThreads) {
-    Value sum = 0;
+    double sum = 0;  // a class may have many samples
     for (int64_t other = row; other < op.samples; ++other)
       if (work.lead.load(other) == row) sum += Global<const Value>(op.features).load(other * op.size + i);
     const Value before = widen(old.load(i * op.means_stride[1]));
-    const Value mean = before - alpha * ((count * before - sum) / (1 + count));
-    Value residual = 0;
+    const Value mean = static_cast<Value>(before - alpha * ((count * before - sum) / (1 + count)));
+    double residual = 0;
     for (int64_t other = row; other < op.samples; ++other)
       if (work.lead.load(other) == row) residual += Global<const Value>(op.features).load(other * op.size + i) - mean;
     work.means.store(row * op.size + i, mean);
-    work.residuals.store(row * op.size + i, residual);
+    work.residuals.store(row * op.size + i, static_cast<Value>(residual));
   }
 }
 

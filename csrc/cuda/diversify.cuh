@@ -88,13 +88,15 @@ struct DiversifyShared {
 
 // The draw of every position: a table that all maps of the block share.
 __device__ inline void fill_table(const Patches& patches, uint32_t positions, const Shared<uint16_t>& table) {
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < positions; i += kDiversifyThreads)
     table[i] = static_cast<uint16_t>(patches.draw_of(i));
 }
 
 // ------------------------------------------------------------------------------------------------------ a warp per map
 
-// `Elements` neighbouring positions of each lane, and once more every 32 · Elements positions.
+// `Elements` neighbouring positions of each lane, and once more every 32 · Elements positions. Behind the map's end
+// stand its last elements once more.
 template <class T, int Elements>
 struct Tile {
   using Value = Accumulation<T>;
@@ -102,17 +104,14 @@ struct Tile {
 
   template <class Index>
   __device__ __forceinline__ void load(const Maps<Index>& maps, const Global<const T>& map, uint32_t begin) {
-    const uint32_t of_lane = begin + lane_index() * Elements;
     Chunk<T, Elements> chunks[kByte / Elements];  // all are on their way before the first is used
 #pragma unroll
-    for (int i = 0; i < kByte; i += Elements)
-      if (of_lane + i * kWarp < maps.positions)
-        chunks[i / Elements] = maps.template load<Elements>(map, of_lane + i * kWarp);
-#pragma unroll
-    for (int i = 0; i < kByte; ++i) {
-      const bool inside = of_lane + i / Elements * Elements * kWarp < maps.positions;
-      x[i] = inside ? widen(chunks[i / Elements].element[i % Elements]) : static_cast<Value>(-INFINITY);
+    for (int i = 0; i < kByte; i += Elements) {
+      const uint32_t position = begin + i * kWarp + lane_index() * Elements, last = maps.positions - Elements;
+      chunks[i / Elements] = maps.template load<Elements>(map, position < last ? position : last);
     }
+#pragma unroll
+    for (int i = 0; i < kByte; ++i) x[i] = widen(chunks[i / Elements].element[i % Elements]);
   }
 };
 
@@ -134,6 +133,7 @@ __device__ __forceinline__ Accumulation<T> suppress_map(const Maps<Index>& maps,
   constexpr uint32_t kTile = kWarp * kByte;
   Tile<T, Elements> tile;
   KeyOf<T> largest = 0;
+#pragma unroll 1
   for (uint32_t begin = 0; begin < maps.positions; begin += kTile) {
     tile.load(maps, map, begin);
 #pragma unroll
@@ -141,9 +141,9 @@ __device__ __forceinline__ Accumulation<T> suppress_map(const Maps<Index>& maps,
   }
   // Eq. 1. It is NaN where the map has one: nothing equals it, so it has no peaks.
   const Value peak = value_of_key(warp_reduce(largest, Larger()));
-  const bool hide_peaks = draws[0];
 
   Value total = 0;
+#pragma unroll 1
   for (uint32_t begin = 0; begin < maps.positions; begin += kTile) {
     if (maps.positions > kTile) tile.load(maps, map, begin);  // else it is still in registers
 #pragma unroll
@@ -155,7 +155,7 @@ __device__ __forceinline__ Accumulation<T> suppress_map(const Maps<Index>& maps,
 #pragma unroll
         for (int e = 0; e < Elements; ++e) {
           const Value x = tile.x[i + e];
-          const bool hide = x == peak ? hide_peaks : draws[draw.element[e]];  // eq. 5 and 6
+          const bool hide = draws[x == peak ? 0 : draw.element[e]];  // eq. 5 and 6
           total += suppressed(x, hide, alpha);
           hidden |= static_cast<unsigned>(hide) << e;
         }
@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(kDiversifyThreads)
 
   fill_table(patches, maps.positions, table);
   const auto four_draws = Shared<uint32_t>::at(parts.table);
+#pragma unroll 1
   for (unsigned i = threadIdx.x; i < count * patches.calls; i += kDiversifyThreads)
     four_draws[i] = Draws(op, maps, first + i / patches.calls).four(i % patches.calls);
   __syncthreads();
@@ -213,46 +214,56 @@ __global__ void __launch_bounds__(kDiversifyThreads)
   const auto draws = Shared<uint8_t>::at(parts.table);  // [draw][channel]
   const auto bits = Shared<uint8_t>::at(parts.draws);   // [channel][byte]
   const unsigned warp = warp_index(), lane = lane_index();
-  const bool has_channel = lane < group.channels;
-  const auto memory = Global<const T>(op.maps).from(group.begin + lane);
+  const auto memory = Global<const T>(op.maps).from(group.begin + group.of_lane());
 
   fill_table(patches, positions, table);
   Key largest = 0;
-  if (has_channel) {
-    const Draws of_map(op, maps, group.first_map + lane);
-    for (uint32_t call = warp; call < patches.calls; call += kWarpsPerBlock) {
-      const uint32_t four = of_map.four(call);
+  const Draws of_map(op, maps, group.first_map + group.of_lane());
+#pragma unroll 1
+  for (uint32_t call = warp; call < patches.calls; call += kWarpsPerBlock) {
+    const uint32_t four = of_map.four(call);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) draws[(4 * call + i) * kWarp + lane] = static_cast<uint8_t>(four >> 8 * i);
-    }
-#pragma unroll 8
-    for (uint32_t position = warp; position < positions; position += kWarpsPerBlock)
-      largest = Larger()(largest, ordered_key(widen(memory.load(maps.offset(position)))));
+    for (int i = 0; i < 4; ++i) draws[(4 * call + i) * kWarp + lane] = static_cast<uint8_t>(four >> 8 * i);
   }
+  uint32_t first = warp;
+#pragma unroll 1
+  for (; first + 3 * kWarpsPerBlock < positions; first += 4 * kWarpsPerBlock) {
+    const auto there = memory.from(first * maps.column_stride);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      largest = Larger()(largest, ordered_key(widen(there.load(i * kWarpsPerBlock * maps.column_stride))));
+  }
+#pragma unroll 1
+  for (; first < positions; first += kWarpsPerBlock)
+    largest = Larger()(largest, ordered_key(widen(memory.load(first * maps.column_stride))));
   of_warp[warp][lane] = largest;
   __syncthreads();
+#pragma unroll
   for (int i = 0; i < kWarpsPerBlock; ++i) largest = Larger()(largest, of_warp[i][lane]);
   const Value peak = value_of_key(largest), alpha = static_cast<Value>(op.alpha);  // eq. 1
 
   Value total = 0;
-  if (has_channel) {
-    for (uint32_t byte = warp; byte < bytes; byte += kWarpsPerBlock) {
-      unsigned hidden = 0;
+  const auto suppress = [&](uint32_t byte, int count) {
+    const uint32_t first = byte * kByte;
+    const auto there = memory.from(first * maps.column_stride);
+    unsigned hidden = 0;
 #pragma unroll
-      for (int i = 0; i < kByte; ++i) {
-        const uint32_t position = byte * kByte + i;
-        if (position >= positions) break;
-        const Value x = widen(memory.load(maps.offset(position)));
-        const bool hide = draws[(x == peak ? 0 : table[position]) * kWarp + lane];  // eq. 5 and 6
-        total += suppressed(x, hide, alpha);
-        hidden |= static_cast<unsigned>(hide) << i;
-      }
-      bits[lane * bytes + byte] = static_cast<uint8_t>(hidden);
+    for (int i = 0; i < kByte; ++i) {
+      if (i >= count) break;
+      const Value x = widen(there.load(i * maps.column_stride));
+      const bool hide = draws[(x == peak ? 0 : table[first + i]) * kWarp + lane];  // eq. 5 and 6
+      total += suppressed(x, hide, alpha);
+      hidden |= static_cast<unsigned>(hide) << i;
     }
-  }
+    bits[lane * bytes + byte] = static_cast<uint8_t>(hidden);
+  };
+  const uint32_t whole = positions / kByte;
+#pragma unroll 1
+  for (uint32_t byte = warp; byte < whole; byte += kWarpsPerBlock) suppress(byte, kByte);
+  if (whole < bytes && warp == whole % kWarpsPerBlock) suppress(whole, positions % kByte);
   total_of_warp[warp][lane] = total;
   __syncthreads();
-  if (warp == 0 && has_channel) {
+  if (warp == 0 && group.lane_has_channel) {
     for (int i = 1; i < kWarpsPerBlock; ++i) total += total_of_warp[i][lane];
     Global<T>(op.scores).store(group.first_map + lane, narrow<T>(total / static_cast<Value>(positions)));
   }

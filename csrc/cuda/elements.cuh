@@ -57,6 +57,21 @@ __device__ __forceinline__ double value_of_key(uint64_t key) {
   return __longlong_as_double(static_cast<long long>(key & sign ? key & ~sign : ~key));
 }
 
+// Keys of 16-bit floats need 16 bits: here the upper ones of a word, whose lower ones are free.
+__device__ __forceinline__ uint32_t upper_key(__nv_bfloat16 x) { return ordered_key(widen(x)) & 0xFFFF0000u; }
+__device__ __forceinline__ uint32_t upper_key(__half x) {
+  uint32_t bits = __half_as_ushort(x);
+  if ((bits & 0x7FFFu) > 0x7C00u) bits = 0x7FFFu;  // NaN
+  if (bits == 0x8000u) bits = 0;                   // −0
+  return (bits & 0x8000u ? ~bits : bits | 0x8000u) << 16;
+}
+__device__ __forceinline__ float value_of_upper_key(uint32_t key, __nv_bfloat16) {
+  return value_of_key(key & 0x80000000u ? key & 0xFFFF0000u : key | 0xFFFFu);
+}
+__device__ __forceinline__ float value_of_upper_key(uint32_t key, __half) {
+  return widen(__ushort_as_half(static_cast<uint16_t>((key & 0x80000000u ? key & 0x7FFFFFFFu : ~key) >> 16)));
+}
+
 template <class T>
 using KeyOf = decltype(ordered_key(Accumulation<T>{}));
 

@@ -16,15 +16,27 @@ constexpr int kKeysPerLane = 8;     // of a map, at a time
 constexpr uint32_t kTile = kWarp * kKeysPerLane;
 constexpr uint32_t kLargeMap = 4 * kTile;  // positions from which on a whole block works on each map
 
-// Writes what was found of a rank; `at` counts the ranks of all maps.
-template <class Value, class Index, class Key>
-__device__ __forceinline__ void store_rank(const GlobalKMaxPool& op, Index at, const Ranked<Key>& found) {
+// What was found of a rank.
+template <class Value>
+struct Found {
+  Value value;
+  uint32_t position;
+
+  template <class Key>
+  __device__ __forceinline__ static Found of(const Ranked<Key>& ranked) {
+    return {value_of_key(ranked.key), ranked.position};
+  }
+};
+
+// `at` counts the ranks of all maps.
+template <class Value, class Index>
+__device__ __forceinline__ void store_rank(const GlobalKMaxPool& op, Index at, const Found<Value>& found) {
   if (op.narrow_indices) {
     Global<int16_t>(op.indices).store(at, static_cast<int16_t>(found.position));
   } else {
     Global<int32_t>(op.indices).store(at, static_cast<int32_t>(found.position));
   }
-  if (op.values) Global<Value>(op.values).store(at, value_of_key(found.key));
+  if (op.values) Global<Value>(op.values).store(at, found.value);
 }
 
 // weight_r · value_r, a term of eq. 4.
@@ -35,6 +47,54 @@ __device__ __forceinline__ Value weighted(const GlobalKMaxPool& op, uint32_t ran
 
 // ---------------------------------------------------------------------------------------- a warp, or a block, per map
 
+// What a lane reads of a tile of 256 positions: chunks of `Elements`, and what lies behind the map's end is not set.
+template <class T, int Elements>
+struct TileChunks {
+  Chunk<T, Elements> chunk[kKeysPerLane / Elements];
+
+  __device__ __forceinline__ T of_slot(int slot) const { return chunk[slot / Elements].element[slot % Elements]; }
+};
+
+// The position of a lane's slot, counted from the tile's begin.
+template <int Elements>
+__device__ __forceinline__ uint32_t position_in_tile(int slot) {
+  return (slot / Elements * kWarp + lane_index()) * Elements + slot % Elements;
+}
+
+// All loads are on their way before the first value is used.
+template <class T, int Elements, class Index>
+__device__ __forceinline__ TileChunks<T, Elements> load_tile(const Global<const T>& map, const Maps<Index>& maps,
+                                                             uint32_t begin) {
+  TileChunks<T, Elements> chunks;
+#pragma unroll
+  for (int slot = 0; slot < kKeysPerLane; slot += Elements) {
+    const uint32_t position = begin + position_in_tile<Elements>(slot);
+    if (position < maps.positions) chunks.chunk[slot / Elements] = maps.template load<Elements>(map, position);
+  }
+  return chunks;
+}
+
+// The first of a map of 16-bit floats and fewer than 65,536 positions, read by one warp: key and position make one
+// word, so that the larger of two words comes first. Lane r gets rank r.
+template <class T, int Elements, class Index>
+__device__ __forceinline__ Found<float> first_of_small_map(const Global<const T>& map, const Maps<Index>& maps,
+                                                           unsigned k) {
+  uint32_t best = 0;
+#pragma unroll 1
+  for (uint32_t begin = 0; begin < maps.positions; begin += kTile) {
+    const auto chunks = load_tile<T, Elements>(map, maps, begin);
+    uint32_t words[kKeysPerLane];
+#pragma unroll
+    for (int slot = 0; slot < kKeysPerLane; ++slot) {
+      const uint32_t position = begin + position_in_tile<Elements>(slot);
+      const bool inside = position - slot % Elements < maps.positions;
+      words[slot] = inside ? upper_key(chunks.of_slot(slot)) | (0xFFFFu - position) : 0;
+    }
+    best = largest_words(words, best, k);
+  }
+  return {value_of_upper_key(best, T()), 0xFFFFu - (best & 0xFFFFu)};
+}
+
 // The first of what a warp reads: tiles `first`, `first + step`, … of a map. Lane r gets rank r.
 template <class T, int Elements, class Index>
 __device__ __forceinline__ Ranked<KeyOf<T>> first_of_map(const Global<const T>& map, const Maps<Index>& maps,
@@ -42,21 +102,16 @@ __device__ __forceinline__ Ranked<KeyOf<T>> first_of_map(const Global<const T>& 
                                                          WarpList<KeyOf<T>>& list) {
   using Key = KeyOf<T>;
   Ranked<Key> best{0, 0};
+#pragma unroll 1
   for (uint32_t begin = first * kTile; begin < maps.positions; begin += step * kTile) {
     const uint32_t of_lane = begin + lane_index() * Elements;
-    constexpr int kChunks = kKeysPerLane / Elements;
-    Chunk<T, Elements> chunks[kChunks];  // all are on their way before the first is used
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const uint32_t position = of_lane + i * kWarp * Elements;
-      if (position < maps.positions) chunks[i] = maps.template load<Elements>(map, position);
-    }
+    const auto chunks = load_tile<T, Elements>(map, maps, begin);
     Key keys[1 + kKeysPerLane], largest = 0;
     keys[0] = best.key;
 #pragma unroll
     for (int i = 0; i < kKeysPerLane; ++i) {
       const bool inside = of_lane + i / Elements * Elements * kWarp < maps.positions;
-      keys[1 + i] = inside ? ordered_key(widen(chunks[i / Elements].element[i % Elements])) : Key{0};
+      keys[1 + i] = inside ? ordered_key(widen(chunks.of_slot(i))) : Key{0};
       largest = Larger()(largest, keys[1 + i]);
     }
     // Most tiles of a large map have nothing that comes before the k-th so far.
@@ -67,6 +122,21 @@ __device__ __forceinline__ Ranked<KeyOf<T>> first_of_map(const Global<const T>& 
     best = first_of_warp(keys, position, maps.positions, k, list);
   }
   return best;
+}
+
+// Merges what the block's warps have found; the first warp calls.
+template <class Key>
+__device__ __forceinline__ Ranked<Key> merge_lists(const WarpList<Key> (&lists)[kWarpsPerBlock], uint32_t end,
+                                                   unsigned k) {
+  __shared__ WarpList<Key> merged;
+  Key keys[kWarpsPerBlock];
+  uint32_t positions[kWarpsPerBlock];
+#pragma unroll
+  for (int i = 0; i < kWarpsPerBlock; ++i) {
+    keys[i] = lists[i].entry[lane_index()].key;
+    positions[i] = lists[i].entry[lane_index()].position;
+  }
+  return first_of_warp(keys, [&](int slot) { return positions[slot]; }, end, k, merged);
 }
 
 // k ≤ 32; `Warps` work on each map, one or all of the block.
@@ -80,26 +150,24 @@ __global__ void __launch_bounds__(kPoolThreads) pool_maps(GlobalKMaxPool op, Map
   if (map >= maps.count) return;  // never a part of a block that meets at a barrier
   const auto memory = Global<const T>(op.features).from(maps.begin(map));
 
-  Ranked<Key> best = first_of_map<T, Elements>(memory, maps, Warps > 1 ? warp : 0, Warps, k, lists[warp]);
-  if constexpr (Warps > 1) {
-    __shared__ WarpList<Key> merged;
-    lists[warp].entry[lane] = lane < k ? best : Ranked<Key>{0, 0};
-    __syncthreads();
-    if (warp != 0) return;
-    Key keys[Warps];
-    uint32_t positions[Warps];
-#pragma unroll
-    for (int i = 0; i < Warps; ++i) {
-      keys[i] = lists[i].entry[lane].key;
-      positions[i] = lists[i].entry[lane].position;
+  Found<Value> found;
+  if constexpr (sizeof(T) == 2 && Warps == 1) {
+    found = first_of_small_map<T, Elements>(memory, maps, k);
+  } else {
+    Ranked<Key> best = first_of_map<T, Elements>(memory, maps, Warps > 1 ? warp : 0, Warps, k, lists[warp]);
+    if constexpr (Warps > 1) {
+      lists[warp].entry[lane] = lane < k ? best : Ranked<Key>{0, 0};
+      __syncthreads();
+      if (warp != 0) return;
+      best = merge_lists(lists, maps.positions, k);
     }
-    best = first_of_warp(keys, [&](int slot) { return positions[slot]; }, maps.positions, k, merged);
+    found = Found<Value>::of(best);
   }
 
   Value term = 0;
   if (lane < k) {
-    store_rank<Value>(op, map * k + lane, best);
-    term = weighted<Value>(op, lane, value_of_key(best.key));
+    store_rank(op, map * k + lane, found);
+    term = weighted<Value>(op, lane, found.value);
   }
   const Value total = warp_reduce(term, Sum());
   if (lane == 0) Global<T>(op.output).store(map, narrow<T>(total / static_cast<Value>(k)));
@@ -141,25 +209,28 @@ __global__ void __launch_bounds__(kPoolThreads) pool_channels(GlobalKMaxPool op,
   const ChannelGroup<Index> group(groups, blockIdx.x);
   const Maps<Index>& maps = groups.maps;
   const unsigned warp = warp_index(), lane = lane_index(), k = static_cast<unsigned>(op.k);
-  const bool has_channel = lane < group.channels;
-  const auto memory = Global<const T>(op.features).from(group.begin + lane);
+  const auto memory = Global<const T>(op.features).from(group.begin + group.of_lane());
 
   LaneList<Key, Capacity> list;
   list.clear();
-  for (uint32_t first = warp; first < maps.positions; first += kWarpsPerBlock * kAtOnce) {
-    Key keys[kAtOnce];
+  // Reads `count` positions from `first` on. They come in order, so equals stay behind what was there.
+  const auto take = [&](uint32_t first, auto count) {
+    constexpr int kCount = decltype(count)::value;
+    const auto there = memory.from(first * maps.column_stride);
+    T x[kCount];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const uint32_t position = first + i * kWarpsPerBlock;
-      keys[i] = 0;
-      if (has_channel && position < maps.positions) keys[i] = ordered_key(widen(memory.load(maps.offset(position))));
-    }
-    // Positions come in order, so equals stay behind what was there.
+    for (int i = 0; i < kCount; ++i) x[i] = there.load(i * kWarpsPerBlock * maps.column_stride);
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      list.insert({keys[i], first + i * kWarpsPerBlock},
+    for (int i = 0; i < kCount; ++i)
+      list.insert({ordered_key(widen(x[i])), first + i * kWarpsPerBlock},
                   [](const Ranked<Key>& a, const Ranked<Key>& b) { return a.key > b.key; });
-  }
+  };
+  uint32_t position = warp;
+#pragma unroll 1
+  for (; position + (kAtOnce - 1) * kWarpsPerBlock < maps.positions; position += kAtOnce * kWarpsPerBlock)
+    take(position, std::integral_constant<int, kAtOnce>());
+#pragma unroll 1
+  for (; position < maps.positions; position += kWarpsPerBlock) take(position, std::integral_constant<int, 1>());
 
   __shared__ Ranked<Key> handed[kWarpsPerBlock / 2][Capacity][kWarp];
 #pragma unroll 1
@@ -182,12 +253,14 @@ __global__ void __launch_bounds__(kPoolThreads) pool_channels(GlobalKMaxPool op,
       handed[0][i][lane] = list.entry[i];
       if (i < k) total += weighted<Value>(op, i, value_of_key(list.entry[i].key));
     }
-    if (has_channel) Global<T>(op.output).store(group.first_map + lane, narrow<T>(total / static_cast<Value>(k)));
+    if (group.lane_has_channel)
+      Global<T>(op.output).store(group.first_map + lane, narrow<T>(total / static_cast<Value>(k)));
   }
   __syncthreads();
   // The channels' ranks lie side by side: written in the order of memory.
+#pragma unroll 1
   for (unsigned i = threadIdx.x; i < group.channels * k; i += kPoolThreads)
-    store_rank<Value>(op, group.first_map * k + i, handed[0][i % k][i / k]);
+    store_rank(op, group.first_map * k + i, Found<Value>::of(handed[0][i % k][i / k]));
 }
 
 // ------------------------------------------------------------------------------------------------------------ large k
@@ -258,7 +331,7 @@ __global__ void __launch_bounds__(kPoolThreads) pool_sorted(GlobalKMaxPool op, M
     }
     sort_window(window);
     for (unsigned i = threadIdx.x; i < size; i += kPoolThreads) {
-      store_rank<Value>(op, map * k + first + i, window[i]);
+      store_rank(op, map * k + first + i, Found<Value>::of(window[i]));
       total += weighted<Value>(op, first + i, value_of_key(window[i].key));
     }
     before = {last.key, last.position + 1};

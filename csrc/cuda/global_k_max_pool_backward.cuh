@@ -38,13 +38,16 @@ __global__ void __launch_bounds__(kScatterThreads) scatter_maps(GlobalKMaxPoolBa
     of_rank = load_index(op, map * k + lane);
     entry = entry_of_rank(op, lane, share);
   }
+#pragma unroll 1
   for (uint32_t part = blockIdx.y * kScatterPart; part < maps.positions; part += gridDim.y * kScatterPart) {
     const uint32_t end = part + kScatterPart < maps.positions ? part + kScatterPart : maps.positions;
+#pragma unroll 1
     for (uint32_t first = part; first < end; first += kWarp * Elements) {
       const uint32_t position = first + lane * Elements;
       Chunk<T, Elements> chunk;
 #pragma unroll
       for (int e = 0; e < Elements; ++e) chunk.element[e] = narrow<T>(0);
+#pragma unroll 1
       for (unsigned rank = 0; in_registers && rank < k; ++rank) {
         const uint32_t at = __shfl_sync(kAllLanes, of_rank, rank) - position;
         const T value = narrow<T>(__shfl_sync(kAllLanes, entry, rank));
@@ -56,6 +59,7 @@ __global__ void __launch_bounds__(kScatterThreads) scatter_maps(GlobalKMaxPoolBa
     }
     if (in_registers) continue;
     __syncwarp();  // no entry may be overwritten by another lane's zero
+#pragma unroll 1
     for (unsigned rank = lane; rank < k; rank += kWarp) {
       const int64_t index = load_index(op, map * k + rank);
       if (index >= part && index < end)
@@ -74,10 +78,11 @@ __global__ void __launch_bounds__(kScatterThreads)
   const ChannelGroup<Index> group(groups, blockIdx.x);
   const Maps<Index>& maps = groups.maps;
   const unsigned lane = lane_index(), k = static_cast<unsigned>(op.k);
+#pragma unroll 1
   for (unsigned i = threadIdx.x; i < group.channels * k; i += kScatterThreads)
     indices[i] = load_index(op, group.first_map * k + i);
   __syncthreads();
-  if (lane >= group.channels) return;
+  if (!group.lane_has_channel) return;
 
   const Value share = widen(Global<const T>(op.grad).load(group.first_map + lane)) / static_cast<Value>(k);
   uint32_t of_rank[Capacity];
@@ -88,6 +93,7 @@ __global__ void __launch_bounds__(kScatterThreads)
     entry[i] = narrow<T>(i < k ? entry_of_rank(op, i, share) : 0);
   }
   const auto memory = Global<T>(op.grad_features).from(group.begin + lane);
+#pragma unroll 1
   for (uint32_t part = blockIdx.y * kScatterPart; part < maps.positions; part += gridDim.y * kScatterPart) {
     const uint32_t end = part + kScatterPart < maps.positions ? part + kScatterPart : maps.positions;
 #pragma unroll 4
@@ -96,7 +102,7 @@ __global__ void __launch_bounds__(kScatterThreads)
 #pragma unroll
       for (int i = 0; i < Capacity; ++i)
         if (of_rank[i] == position) value = entry[i];
-      memory.store(maps.offset(position), value);
+      memory.store(position * maps.column_stride, value);
     }
   }
 }

@@ -50,6 +50,11 @@ inline bool fits_32_bits(const Layout4& layout) {
   return last <= INT32_MAX && layout.maps() <= INT32_MAX / (layout.positions() > 0 ? layout.positions() : 1);
 }
 
+inline bool positions_are_evenly_spaced(const Layout4& layout) {
+  return layout.map_is_contiguous() || layout.height == 1 || layout.width == 1 ||
+         layout.stride[2] == layout.width * layout.stride[3];
+}
+
 // A layout, prepared for the device.
 template <class Index>
 struct Maps {
@@ -68,9 +73,8 @@ struct Maps {
         sample_stride(static_cast<Index>(layout.stride[0])),
         channel_stride(static_cast<Index>(layout.stride[1])),
         row_stride(static_cast<Index>(layout.stride[2])),
-        column_stride(static_cast<Index>(layout.map_is_contiguous() ? 1 : layout.stride[3])),
-        evenly_spaced(layout.map_is_contiguous() || layout.height == 1 ||
-                      (layout.width > 1 && layout.stride[2] == layout.width * layout.stride[3])) {}
+        column_stride(static_cast<Index>(step(layout))),
+        evenly_spaced(positions_are_evenly_spaced(layout)) {}
 
   __device__ __forceinline__ Index begin(Index map) const {
     Index channel;
@@ -101,10 +105,17 @@ struct Maps {
       map.store(offset(position), chunk.element[0]);
     }
   }
+
+ private:
+  static int64_t step(const Layout4& layout) {
+    return layout.map_is_contiguous() ? 1 : layout.width == 1 ? layout.stride[2] : layout.stride[3];
+  }
 };
 
 // Channels side by side in memory: kernels take one channel per lane, so that a warp's access is contiguous.
-inline bool channels_are_interleaved(const Layout4& layout) { return layout.stride[1] == 1 && layout.channels > 1; }
+inline bool channels_are_interleaved(const Layout4& layout) {
+  return layout.stride[1] == 1 && layout.channels > 1 && positions_are_evenly_spaced(layout);
+}
 
 // The work of such kernels: a block has up to 32 channels of one sample, one per lane, and its warps share the
 // positions.
@@ -122,6 +133,7 @@ template <class Index>
 struct ChannelGroup {
   Index first_map, begin;  // of the first channel: its number, and where it begins in memory
   unsigned channels;       // 1 to 32
+  bool lane_has_channel;
 
   __device__ ChannelGroup(const ChannelGroups<Index>& groups, uint32_t block) {
     uint32_t group;
@@ -130,7 +142,10 @@ struct ChannelGroup {
     first_map = sample * all + channel;
     begin = sample * groups.maps.sample_stride + channel;
     channels = all - channel < 32 ? static_cast<unsigned>(all - channel) : 32;
+    lane_has_channel = threadIdx.x % 32 < channels;
   }
+  // The channel's number in the group; a lane without one does the first channel's work once more and writes nothing.
+  __device__ unsigned of_lane() const { return lane_has_channel ? threadIdx.x % 32 : 0; }
 };
 
 }  // namespace fgvc_ext::cuda

@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "../common/tensor.h"
@@ -60,7 +61,7 @@ class Launcher {
   void launch(Kernel kernel, Blocks blocks, int threads, size_t shared_bytes, Arguments&&... arguments) const {
     if (blocks.x == 0) return;
     STD_TORCH_CHECK(blocks.x <= 0x7FFFFFFF, "a launch of ", blocks.x, " blocks is more than CUDA allows");
-    const dim3 grid(static_cast<unsigned>(blocks.x), static_cast<unsigned>(std::min<int64_t>(blocks.y, 65535)));
+    const dim3 grid(static_cast<unsigned>(blocks.x), static_cast<unsigned>(std::clamp<int64_t>(blocks.y, 1, 65535)));
     ::fgvc_ext::launch(kernel, grid, dim3(threads), shared_bytes, stream_, std::forward<Arguments>(arguments)...);
   }
 

@@ -16,12 +16,12 @@ template <class Value>
 __global__ void __launch_bounds__(kLossThreads)
     sum_losses(Global<const Value> values, int64_t count, Value divisor, Global<const Value> device_divisor,
                Value factor, Global<Value> result) {
-  Value total = 0;
+  double total = 0;  // of what may be many samples
   for (int64_t i = threadIdx.x; i < count; i += kLossThreads) total += values.load(i);
   total = block_reduce<kLossThreads>(total, Sum());
   if (threadIdx.x != 0) return;
   if (device_divisor) divisor = device_divisor.load(0);
-  result.store(0, count == 0 ? Value(0) : factor * total / (divisor < 1 ? Value(1) : divisor));
+  result.store(0, count == 0 ? Value(0) : static_cast<Value>(factor * total / (divisor < 1 ? Value(1) : divisor)));
 }
 
 template <class T>
@@ -30,8 +30,11 @@ __global__ void __launch_bounds__(kLossThreads) scale_gradients(LossGradient op)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kLossThreads + threadIdx.x;
   if (i >= op.values) return;
   const Global<const Value> gradients(op.gradients);
-  Value total = Global<const Value>(op.grads[0]).load(0) * gradients.load(i);
-  if (op.losses == 2) total += Global<const Value>(op.grads[1]).load(0) * gradients.load(op.values + i);
+  Value total = 0;
+  for (int64_t loss = 0; loss < op.losses; ++loss) {
+    const Global<const Value> grad(op.grads[loss]);
+    if (grad) total += grad.load(0) * gradients.load(loss * op.values + i);
+  }
   Global<T>(op.output).store(i, narrow<T>(total));
 }
 

@@ -110,12 +110,14 @@ class Shared {
 template <int Threads>
 __device__ void store_bytes(const Global<uint8_t>& memory, const Shared<uint8_t>& shared, unsigned count) {
   const unsigned skipped = memory.past_sector();
+#pragma unroll 1
   for (unsigned i = threadIdx.x; i < count + skipped; i += Threads)
     if (i >= skipped) memory.store(i - skipped, shared[i - skipped]);
 }
 template <int Threads>
 __device__ void load_bytes(const Global<const uint8_t>& memory, const Shared<uint8_t>& shared, unsigned count) {
   const unsigned skipped = memory.past_sector();
+#pragma unroll 1
   for (unsigned i = threadIdx.x; i < count + skipped; i += Threads)
     if (i >= skipped) shared[i - skipped] = memory.load(i - skipped);
 }

@@ -14,38 +14,44 @@ __device__ __forceinline__ Value magnitude(Value x) {
   return x < 0 ? -x : x;
 }
 
-// z(x) = (x − mean) / largest / deviation, eq. 2. The largest |x − mean| is divided out first: z does not depend on the
+// z(x) = (x − mean) / deviation, eq. 2. The mean is found twice, the second time of what the first one left, so that a
+// map far from zero keeps its digits. The largest |x − mean| is divided out before squaring: z does not depend on the
 // map's scale, and so the squares of small and of large maps are finite.
 template <class Value>
 struct Normalisation {
   bool constant;  // z = 0: such a map has no direction
-  Value mean, largest, deviation;
+  Value mean, left, largest, deviation;
 
-  __device__ Value operator()(Value x) const { return constant ? Value(0) : (x - mean) / largest / deviation; }
+  __device__ Value centred(Value x) const { return (x - mean) - left; }
+  __device__ Value operator()(Value x) const { return constant ? Value(0) : centred(x) / largest / deviation; }
 };
 
-// All threads of the block must call.
+// Σ term(x) over the map. All threads of the block must call.
+template <class T, class Term>
+__device__ Accumulation<T> sum_over(const Global<const T>& map, unsigned positions, Term term) {
+  Accumulation<T> total = 0;
+  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) total += term(widen(map.load(i)));
+  return block_reduce<kOrthogonalThreads>(total, Sum());
+}
+
 template <class T>
 __device__ Normalisation<Accumulation<T>> normalisation_of(const Global<const T>& map, unsigned positions) {
   using Value = Accumulation<T>;
   const Value first = widen(map.load(0u)), count = static_cast<Value>(positions);
-  Value total = 0, largest = 0, squares = 0;
-  unsigned others = 0;
-  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
-    const Value x = widen(map.load(i));
-    total += x;
-    others += !(x == first);
-  }
-  const Value mean = block_reduce<kOrthogonalThreads>(total, Sum()) / count;
-  const bool constant = block_reduce<kOrthogonalThreads>(others, Sum()) == 0;
+  Normalisation<Value> z{};
+  z.constant = sum_over(map, positions, [&](Value x) { return x == first ? Value(0) : Value(1); }) == 0;
+  z.mean = sum_over(map, positions, [&](Value x) { return x; }) / count;
+  z.left = sum_over(map, positions, [&](Value x) { return x - z.mean; }) / count;
+  Value largest = 0;
   for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads)
-    largest = Larger()(magnitude(widen(map.load(i)) - mean), largest);
-  largest = block_reduce<kOrthogonalThreads>(largest, Larger());
-  for (unsigned i = threadIdx.x; i < positions; i += kOrthogonalThreads) {
-    const Value x = (widen(map.load(i)) - mean) / largest;
-    squares += x * x;
-  }
-  return {constant, mean, largest, static_cast<Value>(sqrt(block_reduce<kOrthogonalThreads>(squares, Sum()) / count))};
+    largest = Larger()(magnitude(z.centred(widen(map.load(i)))), largest);
+  z.largest = block_reduce<kOrthogonalThreads>(largest, Larger());
+  const Value squares = sum_over(map, positions, [&](Value x) {
+    const Value scaled = z.centred(x) / z.largest;
+    return scaled * scaled;
+  });
+  z.deviation = static_cast<Value>(sqrt(squares / count));
+  return z;
 }
 
 template <class T>

@@ -83,6 +83,7 @@ __device__ __forceinline__ Ranked<Key> rank(WarpList<Key>& list, unsigned found)
   const unsigned lane = lane_index();
   const Ranked<Key> mine = list.entry[lane];
   unsigned rank = 0;
+#pragma unroll 1
   for (unsigned first = 0; first < found; first += 4) {
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i) rank += list.entry[first + i].before(mine);
@@ -127,6 +128,38 @@ __device__ __forceinline__ Ranked<Key> first_of_warp(const Key (&keys)[Slots], P
   unsigned found = collect(keys, position, list, [&](Key key, int) { return key >= bound; });
   if (found > kWarp) found = collect_fewer(keys, position, end, k, bound, list);
   return rank(list, found);
+}
+
+// Sorts eight words in registers, the largest first: Batcher's network of 19 comparisons.
+__device__ __forceinline__ void sort_words(uint32_t (&words)[8]) {
+  constexpr int kPairs[19][2] = {{0, 1}, {2, 3}, {4, 5}, {6, 7}, {0, 2}, {1, 3}, {4, 6}, {5, 7}, {1, 2}, {5, 6},
+                                 {0, 4}, {1, 5}, {2, 6}, {3, 7}, {2, 4}, {3, 5}, {1, 2}, {3, 4}, {5, 6}};
+#pragma unroll
+  for (int i = 0; i < 19; ++i) {
+    uint32_t &first = words[kPairs[i][0]], &second = words[kPairs[i][1]];
+    const uint32_t larger = Larger()(first, second);
+    second = first < second ? first : second;
+    first = larger;
+  }
+}
+
+// The k ≤ 32 largest of the warp's words, which are all different, or 0 for nothing: eight of each lane, and those that
+// lanes have found before. Lane r gets the r-th.
+__device__ __forceinline__ uint32_t largest_words(uint32_t (&words)[8], uint32_t found, unsigned k) {
+  sort_words(words);
+  uint32_t next = 0;
+#pragma unroll 1
+  for (unsigned r = 0; r < k; ++r) {
+    const uint32_t largest = warp_reduce(Larger()(words[0], found), Larger());
+    if (lane_index() == r) next = largest;
+    if (found == largest) found = 0;
+    if (words[0] == largest) {
+#pragma unroll
+      for (int i = 0; i < 7; ++i) words[i] = words[i + 1];
+      words[7] = 0;
+    }
+  }
+  return next;
 }
 
 }  // namespace fgvc_ext::cuda

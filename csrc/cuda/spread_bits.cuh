@@ -58,18 +58,20 @@ __global__ void __launch_bounds__(kSpreadThreads) spread_channels(Op op, Channel
                              group.channels * bytes);
   __syncthreads();
   const unsigned lane = lane_index();
-  if (lane >= group.channels) return;
+  if (!group.lane_has_channel) return;
   const Shades<T> shades = shades_of<T>(op, group.first_map + lane, maps.positions);
   const auto memory = Global<T>(op.output).from(group.begin + lane);
-  for (uint32_t byte = warp_index(); byte < bytes; byte += kWarpsPerBlock) {
+  const auto spread = [&](uint32_t byte, unsigned count) {
     const unsigned hidden = bits[lane * bytes + byte];
+    const auto there = memory.from(byte * kBitsPerByte * maps.column_stride);
 #pragma unroll
-    for (unsigned i = 0; i < kBitsPerByte; ++i) {
-      const uint32_t position = byte * kBitsPerByte + i;
-      if (position < maps.positions)
-        memory.store(maps.offset(position), hidden >> i & 1 ? shades.hidden : shades.plain);
-    }
-  }
+    for (unsigned i = 0; i < kBitsPerByte; ++i)
+      if (i < count) there.store(i * maps.column_stride, hidden >> i & 1 ? shades.hidden : shades.plain);
+  };
+  const uint32_t whole = maps.positions / kBitsPerByte;
+#pragma unroll 1
+  for (uint32_t byte = warp_index(); byte < whole; byte += kWarpsPerBlock) spread(byte, kBitsPerByte);
+  if (whole < bytes && warp_index() == whole % kWarpsPerBlock) spread(whole, maps.positions % kBitsPerByte);
 }
 
 }  // namespace fgvc_ext::cuda

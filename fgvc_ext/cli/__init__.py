@@ -15,9 +15,14 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `fgvc-ext` with the given arguments, or else those of the process, and returns the exit status."""
-    parsed = _parser().parse_args(arguments)
-    command: Command = parsed.command
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if arguments[:1] == ["train"]:  # what follows is the driver's, --help too
+            from .train import train_command
+
+            return train_command(arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        command: Command = parsed.command
         return command(parsed)
     except ModuleNotFoundError as error:
         print(f"fgvc-ext: error: {error}: pip install 'fgvc_ext[train]'", file=sys.stderr)
@@ -31,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fgvc_ext {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_info(commands)
+    commands.add_parser("train", help="train a paper's pipeline: fgvc-ext train PAPER PRESET [changes]", add_help=False)
     _add_data(commands)
     return parser
 

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from .birds import SyntheticBirds
 from .check import Problem, check, verify_files
 from .cub import CUB
 from .dataset import BrokenImageError, DatasetError, ImageDataset, decode_image, split_validation, verify_image
 from .folder import ImageFolder
-from .synthetic import SyntheticBirds
 from .transforms import eval_transform, five_crop_transform, train_transform
 
 __all__ = [

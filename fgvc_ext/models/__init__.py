@@ -1,13 +1,24 @@
 """Backbones and one model a paper."""
 
-from fgvc_ext.models.backbone import Backbone, LoadReport, available_backbones, build_backbone, load_weights
+from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.by_name import available_backbones, backbone_preprocessing, build_backbone
+from fgvc_ext.models.model import Explanation, Model, Prediction, load, save
+from fgvc_ext.models.pretrained import LoadReport, load_weights
 from fgvc_ext.models.subtle_differences import SubtleDifferences
+from fgvc_ext.models.weights_file import WeightsFileError
 
 __all__ = [
     "Backbone",
+    "Explanation",
     "LoadReport",
+    "Model",
+    "Prediction",
     "SubtleDifferences",
+    "WeightsFileError",
     "available_backbones",
+    "backbone_preprocessing",
     "build_backbone",
+    "load",
     "load_weights",
+    "save",
 ]

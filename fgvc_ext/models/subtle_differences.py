@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.by_name import build_backbone
+from fgvc_ext.models.model import Explanation, Model, backbone_groups
 from fgvc_ext.nn import Diversification2d
 from fgvc_ext.ops import suppression_mask
 
 
-class SubtleDifferences(nn.Module):
+class SubtleDifferences(Model, method="subtle_differences"):
     """Backbone → 1×1 convolution with one map a class → diversification block → scores.
 
     In training the block hides peaks and patches of the maps; in evaluation the scores are the maps' plain means.
@@ -33,7 +39,7 @@ class SubtleDifferences(nn.Module):
         patch_size: int = 3,
         alpha: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(Preprocessing(**backbone.preprocessing))
         if num_classes < 1:
             raise ValueError(f"SubtleDifferences: num_classes: expected at least 1, got {num_classes}")
         self.backbone = backbone
@@ -43,6 +49,14 @@ class SubtleDifferences(nn.Module):
         nn.init.constant_(self.classifier.bias, 0.0)  # type: ignore[arg-type]
         block = Diversification2d(p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha)
         self.diversification = block if diversification else None
+        self._options = {
+            "num_classes": num_classes,
+            "diversification": diversification,
+            "p_peak": p_peak,
+            "p_patch": p_patch,
+            "patch_size": patch_size,
+            "alpha": alpha,
+        }
 
     def class_activation_maps(self, images: Tensor) -> Tensor:
         """images [N,3,H,W] → maps [N,C,h,w], nothing suppressed; their spatial means are the scores of evaluation."""
@@ -55,11 +69,21 @@ class SubtleDifferences(nn.Module):
             return maps.mean(dim=(2, 3))
         return self.diversification(maps, seed)
 
+    def explain(self, images: Tensor) -> Explanation:
+        """The class activation maps [N,C,h,w]; their spatial means are the scores."""
+        return Explanation(maps={"class activation": self.class_activation_maps(images)})
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by group of layers: the backbone's groups, then "classifier"."""
-        named = dict(self.backbone.named_parameters())
-        groups = {group: [named[name] for name in names] for group, names in self.backbone.groups().items()}
-        return {**groups, "classifier": list(self.classifier.parameters())}
+        """The backbone's groups, then "classifier"."""
+        return {**backbone_groups(self.backbone), "classifier": list(self.classifier.parameters())}
+
+    def settings(self) -> dict[str, Any]:
+        return {"backbone": self.backbone.settings(), **self._options}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> SubtleDifferences:
+        options = dict(settings)
+        return cls(build_backbone(**options.pop("backbone")), **options)
 
     @torch.no_grad()
     def suppression_mask(self, images: Tensor, seed: int | Tensor | None = None) -> Tensor:

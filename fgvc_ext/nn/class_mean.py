@@ -128,7 +128,7 @@ def _batch_sizes(labels: Tensor, given: Sequence[int] | None) -> tuple[int, ...]
     rank = distributed.get_rank()
     if len(given) != ranks or given[rank] != own:
         raise ValueError(
-            f"ClassMeanLoss: batch_sizes must have {ranks} entries, one a rank, and {own} for rank {rank}, got "
+            f"ClassMeanLoss: batch_sizes must have {ranks} entries, one per rank, and {own} for rank {rank}, got "
             f"{list(given)}"
         )
     return tuple(given)

@@ -46,8 +46,8 @@ def check_device(op: str, name: str, value: Tensor, first_name: str, first: Tens
 
 
 def check_positions(op: str, name: str, maps: Tensor) -> int:
-    """H·W of ``maps`` [N,C,H,W]. In a compiled graph the check is a guard: larger maps come here again."""
-    _, _, height, width = maps.shape
+    """H·W of ``maps`` [...,H,W]. In a compiled graph the check is a guard: larger maps come here again."""
+    height, width = maps.shape[-2:]
     positions = height * width
     if positions > _MOST_POSITIONS:
         raise ValueError(

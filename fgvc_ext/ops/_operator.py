@@ -59,10 +59,13 @@ class Operator:
         self._transform = _transformable_function(raw, setup, backward).apply
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self.raw(*arguments)
         if torch._C._are_functorch_transforms_active():
             return self._transform(*arguments) if self.differentiable else self.raw(*arguments)
+        # True in every thread of the process while one of them exports without dynamo: asked last.
+        if torch.compiler.is_compiling():
+            return self.raw(*arguments)
         if self.differentiable and _must_record(arguments):
             return self._record(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
@@ -90,6 +93,11 @@ def wants_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
+def constant(tensor: Tensor) -> Tensor:
+    """An argument without a gradient, even where it requires one."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """The strides of ``torch.empty_like(tensor)``: a gradient keeps the layout without the tensor being saved."""
     if transforms_are_active():  # a tensor inside vmap cannot be asked for channels_last
@@ -101,7 +109,8 @@ def dense_strides(tensor: Tensor) -> tuple[int, ...]:
 
 def _dense_in_the_order_of(tensor: Tensor) -> tuple[int, ...]:
     """Strides without gaps, the dimensions in the order that they have in memory."""
-    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim))
+    actual = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: (-actual[dim], dim))
     strides, elements = [0] * tensor.dim(), 1
     for dim in reversed(order):
         strides[dim] = elements
@@ -115,9 +124,8 @@ def fake_loss_gradient(gradients: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _must_record(arguments: tuple[Any, ...]) -> bool:
-    if (
-        forward_ad._current_level >= 0
-    ):  # the Function refuses forward-mode derivatives; below autograd they would vanish
+    # The Function refuses forward-mode derivatives; below autograd they would vanish.
+    if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
 

@@ -11,7 +11,7 @@ from ..reference.accumulation import accumulation_dtype
 from ..reference.class_mean_loss import ClassMeanLosses
 from ..reference.labels import look_at_labels
 from ._checks import LARGEST_FLOAT32, check_beside, check_labels_shape, check_real, check_tensor
-from ._operator import Operator, backward_operator, fake_loss_gradient
+from ._operator import Operator, backward_operator, constant, fake_loss_gradient
 
 OP = "class_mean_loss"
 
@@ -80,6 +80,7 @@ def class_mean_loss(
         return reference.class_mean_loss(
             embeddings, labels, class_means, alpha=alpha, margin=margin, gamma=gamma, normalize=normalize
         )
+    class_means = constant(class_means)
     return ClassMeanLosses(*_class_mean_loss(embeddings, labels, class_means, alpha, margin, gamma, normalize)[:3])
 
 
@@ -129,17 +130,21 @@ def _fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     _, _, batch_means, gradients = output
-    ctx.mark_non_differentiable(batch_means, gradients)
+    ctx.mark_non_differentiable(batch_means)
+    # The gradients stay differentiable, so that who differentiates them is refused: they depend on the embeddings.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(gradients)
     ctx.dtype = inputs[0].dtype
 
 
-def _backward(ctx: Any, within: Tensor, between: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, within: Tensor | None, between: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     (gradients,) = ctx.saved_tensors
-    return _class_mean_loss_backward(within, between, gradients, ctx.dtype), None, None, None, None, None, None
+    nothing = within is None and between is None
+    embeddings = None if nothing else _class_mean_loss_backward(within, between, gradients, ctx.dtype)
+    return embeddings, None, None, None, None, None, None
 
 
-def _fake_backward(within: Tensor, between: Tensor, gradients: Tensor, dtype: torch.dtype) -> Tensor:
+def _fake_backward(within: Tensor | None, between: Tensor | None, gradients: Tensor, dtype: torch.dtype) -> Tensor:
     return fake_loss_gradient(gradients, dtype)
 
 

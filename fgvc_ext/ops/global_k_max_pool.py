@@ -23,13 +23,13 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
     Args:
         features: [N,C,H,W], H·W < 2³¹; float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
         k: how many values, 1 ≤ k ≤ H·W. The paper uses 4.
-        weight: [k], dtype of ``features`` or float32, one weight a rank (largest first).
+        weight: [k], dtype of ``features`` or float32, one weight per rank (largest first).
 
     Returns:
         [N,C] in the dtype of ``features``; sums in float32 (float64 for float64).
 
     Gradient:
-        to ``features`` (in its dense layout) and to ``weight``. Saved for backward: k indices a map (int16, int32 for
+        to ``features`` (in its dense layout) and to ``weight``. Saved for backward: k indices per map (int16, int32 for
         maps of more than 32,768 positions or, compiled, of unknown size), and the k values where ``weight`` needs a
         gradient. No second backward.
 

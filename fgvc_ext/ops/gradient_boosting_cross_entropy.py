@@ -35,7 +35,7 @@ def gradient_boosting_cross_entropy(
 
     Gradient:
         to ``scores`` (eq. 14): the softmax over {l} ∪ J', minus one at l, zero elsewhere. Saved for backward:
-        ``scores``, ``target`` and four numbers a sample. No second backward.
+        ``scores``, ``target`` and four numbers per sample. No second backward.
 
     NaN in a row of scores gives a NaN loss. The same bits on every run and for every thread count.
 

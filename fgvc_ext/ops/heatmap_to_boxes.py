@@ -5,7 +5,7 @@ from torch import Tensor
 from .. import reference
 from .._library import use_kernel
 from ..reference.accumulation import accumulation_dtype
-from ._checks import check_real, check_tensor, image_sides
+from ._checks import check_positions, check_real, check_tensor, image_sides
 from ._operator import Operator
 
 OP = "heatmap_to_boxes"
@@ -49,6 +49,7 @@ def heatmap_to_boxes(
     check_real(OP, "threshold", threshold, lambda value: 0 <= value <= 1, "in [0, 1]")
     sides = image_sides(OP, image_size)
     check_real(OP, "min_size", min_size, lambda value: value >= 0, "finite and at least 0")
+    check_positions(OP, "heatmaps", heatmaps)
     # Python's integers may be too large for the operator, floats of the same value are not.
     heatmaps, threshold, min_size = heatmaps.detach(), float(threshold), float(min_size)
     if not use_kernel(OP, heatmaps):

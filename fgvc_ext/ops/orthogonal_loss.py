@@ -8,8 +8,8 @@ from torch import Tensor
 from .. import reference
 from .._library import use_kernel
 from ..reference.accumulation import accumulation_dtype
-from ._checks import check_beside, check_tensor
-from ._operator import Operator, backward_operator, fake_loss_gradient
+from ._checks import check_beside, check_positions, check_tensor
+from ._operator import Operator, backward_operator, constant, fake_loss_gradient
 
 OP = "orthogonal_loss"
 
@@ -61,9 +61,10 @@ def orthogonal_loss(student_map: Tensor, teacher_maps: Tensor) -> Tensor:
             f"{OP}: teacher_maps must hold the maps of at least one teacher, got {list(teacher_maps.shape)}: the first "
             "model has no teacher and trains with cross-entropy alone"
         )
+    check_positions(OP, "student_map", student_map)
     if not use_kernel(OP, student_map):
         return reference.orthogonal_loss(student_map, teacher_maps)
-    return _orthogonal_loss(student_map, teacher_maps)[0]
+    return _orthogonal_loss(student_map, constant(teacher_maps))[0]
 
 
 def _fake(student_map: Tensor, teacher_maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,7 @@ def _fake(student_map: Tensor, teacher_maps: Tensor) -> tuple[Tensor, Tensor]:
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     _, gradients = output
-    ctx.mark_non_differentiable(gradients)
+    # The gradients stay differentiable, so that who differentiates them is refused: they depend on the student's map.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(gradients)
     ctx.dtype = inputs[0].dtype

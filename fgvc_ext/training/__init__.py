@@ -1,26 +1,42 @@
-"""What the drivers share: an engine for staged training with exact resume, and the report of a run."""
+"""What the drivers share: an engine for stages that build on each other, with exact resume."""
 
-from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig, load_config, save_config
-from fgvc_ext.training.interruption import EXIT_PREEMPTED, NonFiniteLoss, Preempted
-from fgvc_ext.training.loop import run_stages
+from fgvc_ext.training.checkpoints import CheckpointCorrupt
+from fgvc_ext.training.classification import Classification
+from fgvc_ext.training.config import (
+    ConfigMismatch,
+    EngineConfig,
+    OptimConfig,
+    RunConfig,
+    at_least,
+    load_config,
+    save_config,
+)
 from fgvc_ext.training.run_folder import RunFolder, RunLocked
-from fgvc_ext.training.sampling import Samples
-from fgvc_ext.training.state import CheckpointCorrupt
-from fgvc_ext.training.task import Stage, Task
+from fgvc_ext.training.stages import Artefact, Result, Results, Stage, run_stages
+from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted
+from fgvc_ext.training.task import Task
+from fgvc_ext.training.teachers import Frozen
+from fgvc_ext.training.trainer import NonFiniteLoss
 
 __all__ = [
     "EXIT_PREEMPTED",
+    "Artefact",
     "CheckpointCorrupt",
+    "Classification",
     "ConfigMismatch",
     "EngineConfig",
+    "Frozen",
     "NonFiniteLoss",
     "OptimConfig",
     "Preempted",
+    "Result",
+    "Results",
+    "RunConfig",
     "RunFolder",
     "RunLocked",
-    "Samples",
     "Stage",
     "Task",
+    "at_least",
     "load_config",
     "run_stages",
     "save_config",

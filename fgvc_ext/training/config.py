@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from fgvc_ext.atomic_files import write_atomically
+from fgvc_ext.data.pipeline import DataConfig
+from fgvc_ext.models.config import ModelConfig
+
 T = TypeVar("T")
 
 
@@ -73,12 +77,42 @@ class EngineConfig:
     """What a training image that cannot be read does: stop the run, or be left out and counted."""
 
 
+@dataclass
+class RunConfig:
+    """What every driver's command line has. A driver derives its own from it, with a group `method`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    out: Path = Path("runs/run")
+    """Folder of the run. Left at its default, a finished run or one of other settings is not touched: the new one gets
+    the next number (runs/demo-2)."""
+    seed: int = 0
+    resume: str = "auto"
+    """auto: go on with the run in --out, if there is one. must, never: demand or refuse one. PATH: its checkpoint."""
+    force_stage: tuple[str, ...] = ()
+    """Stages to do again although they are done, or were begun with other settings or inputs."""
+    limit_train: int | None = at_least(1, None)
+    """Use only so many training images."""
+    limit_test: int | None = at_least(1, None)
+    """Use only so many test images."""
+    report: bool = True
+    """Write report.html with curves, activation maps and confusions at the end."""
+    dry_run: bool = False
+    """Show configuration, data and the stages with what is done of them, then stop."""
+    debug: bool = False
+    """Show an error with its traceback."""
+
+
 # What may differ when a run is continued: where things are and how fast they go, never what is computed.
 MACHINE_FIELDS = (
     "out",
     "resume",
+    "force_stage",
     "dry_run",
     "report",
+    "debug",
     "data.root",
     "model.weights",  # its content is compared, not its path
     "engine.device",
@@ -89,7 +123,7 @@ MACHINE_FIELDS = (
 
 
 class ConfigMismatch(ValueError):  # noqa: N818 (says what happened)
-    """A run or checkpoint belongs to another configuration, data set or class list."""
+    """A stage or checkpoint belongs to another configuration, other data or other results of earlier stages."""
 
 
 def check_limits(config: Any, prefix: str = "--") -> None:
@@ -108,7 +142,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     items = config.items() if isinstance(config, Mapping) else dataclasses.asdict(config).items()
     flat: dict[str, Any] = {}
     for name, value in items:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
             flat.update(flatten(value, f"{prefix}{name}."))
         elif isinstance(value, (tuple, list)):
             flat[prefix + name] = list(value)
@@ -118,7 +152,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def identity(config: Any, ignore: Iterable[str] = MACHINE_FIELDS) -> dict[str, Any]:
-    """The flattened fields that decide what a run computes."""
+    """The flattened fields that decide what is computed; of a dataclass, or of a dictionary of them by group."""
     ignored = set(ignore)
     return {name: value for name, value in sorted(flatten(config).items()) if name not in ignored}
 
@@ -143,7 +177,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def save_config(config: Any, file: Path) -> None:
     """Write the resolved configuration as nested JSON."""
-    file.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+    text = json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+    write_atomically(file, lambda stream: stream.write(text.encode()))
 
 
 def load_config(cls: type[T], file: str | Path) -> T:

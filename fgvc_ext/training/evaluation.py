@@ -1,20 +1,22 @@
-"""Evaluation by sums: every image exactly once, whatever the batch size."""
+"""Evaluation by sums: every image exactly once, whatever the batch size and the number of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from fgvc_ext.data.loading import Batch, Samples
+from fgvc_ext.training import distributed
+from fgvc_ext.training.config import EngineConfig
+from fgvc_ext.training.device import choose_device, worker_count
+from fgvc_ext.training.sampling import evaluation_loader
+from fgvc_ext.training.task import Task, means
 
-    from fgvc_ext.training.loop import Task
-    from fgvc_ext.training.sampling import Batch
 
-
-def add_sums(total: dict[str, torch.Tensor], part: dict[str, torch.Tensor]) -> None:
+def add_sums(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
     """total += part; integers in int64, the rest in float64, so that the order of batches does not matter in print."""
     for name, value in part.items():
         wide = value.detach().to(torch.float64 if value.is_floating_point() else torch.int64)
@@ -26,13 +28,14 @@ def evaluate(
     batches: Iterable[Batch],
     to_device: Callable[[Batch], Batch],
     on_batch: Callable[[int], Any] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Sums of `task.eval_step` over all batches, on the CPU. The task's mode is put back afterwards.
+) -> dict[str, Tensor]:
+    """Sums of `task.eval_step` over all batches of all processes, on the CPU. The task's mode is put back afterwards.
 
     Args:
+        batches: those of this process' own samples.
         on_batch: called after each batch with its number of images.
     """
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, Tensor] = {}
     training = task.training
     task.eval()
     try:
@@ -43,4 +46,57 @@ def evaluate(
                     on_batch(len(batch["label"]))
     finally:
         task.train(training)
-    return {name: value.cpu() for name, value in sums.items()}
+    return {name: value.cpu() for name, value in distributed.reduce_sums(sums).items()}
+
+
+class _Watched(Mapping[str, Tensor]):
+    """A mapping that remembers which of its entries were looked at."""
+
+    def __init__(self, sums: Mapping[str, Tensor]) -> None:
+        self.sums, self.seen = sums, set[str]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.sums[name]
+        self.seen.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sums
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sums)
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+
+def measured(task: Task, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """The task's measures of these sums, and the mean over the samples of every sum that it did not look at."""
+    watched = _Watched(sums)
+    found = dict(task.measures(watched))
+    rest = {name: value for name, value in means(sums).items() if name not in watched.seen and name not in found}
+    return {**found, **rest}
+
+
+def map_samples(
+    function: Callable[[Tensor], Tensor], samples: Samples, engine: EngineConfig, *, batch_size: int | None = None
+) -> Tensor:
+    """`function(images [n,…]) -> rows [n,…]` of all samples, in the order of the data set: [len(samples),…] on the CPU.
+
+    Each process computes its own rows and all get the whole, without gradients: what an `Artefact` such as the boxes of
+    all images is made with. The function must be ready for images on the engine's device (`choose_device`).
+    """
+    device, rows = choose_device(engine.device), []
+    loader = evaluation_loader(
+        samples,
+        distributed.own_rows(len(samples)),
+        batch_size or engine.eval_batch_size,
+        workers=worker_count(engine, device),
+    )
+    try:
+        with torch.no_grad():  # and not inference_mode: a training may use the rows
+            for batch in loader:
+                rows.append(function(batch["image"].to(device)).cpu())
+    finally:
+        loader.close()
+    return distributed.gather_rows(torch.cat(rows), len(samples))

@@ -1,4 +1,4 @@
-"""What an epoch is measured by, and the files it is written to."""
+"""The files that a run's numbers are written to, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -7,40 +7,18 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from fgvc_ext.atomic_files import write_atomically
 
-from fgvc_ext.training.task import accuracy
-
-COLUMNS = (
-    "stage", "epoch", "step", "lr", "train_loss", "train_accuracy", "test_accuracy", "val_accuracy",
-    "test_loss", "val_loss", "test_class_accuracy", "val_class_accuracy", "images_per_second", "data_wait", "seconds",
-)  # fmt: skip
-
-
-def measures(name: str, sums: Mapping[str, torch.Tensor]) -> dict[str, float | None]:
-    """Accuracy, mean loss and mean class accuracy of an evaluation, those of them that its sums give."""
-    found = {f"{name}_accuracy": accuracy(sums)}
-    n = int(sums.get("n", 0))
-    if n and "loss" in sums:
-        found[f"{name}_loss"] = float(sums["loss"]) / n
-    if n and "confusion" in sums:
-        found[f"{name}_class_accuracy"] = mean_class_accuracy(sums["confusion"])
-    return found
-
-
-def mean_class_accuracy(confusion: torch.Tensor) -> float:
-    """Mean, over the classes that occur, of the share of correct images; rows of `confusion` [C,C] are the labels."""
-    images = confusion.sum(1).double()
-    correct = confusion.diagonal().double()
-    return float((correct[images > 0] / images[images > 0]).mean())
+COLUMNS = ("stage", "epoch", "step", "lr", "seconds", "images_per_second", "data_wait")
+"""The first columns of metrics.csv. Those of the measures follow, `<split>_<measure>`, as they first appear."""
 
 
 class MetricFiles:
-    """`metrics.csv` (fixed columns) and `metrics.jsonl` (everything), one line an epoch and stage.
+    """`metrics.csv` and `metrics.jsonl`: the same numbers, one line a stage and epoch.
 
     Where TensorBoard is installed, the numbers also go to event files under `tensorboard/<stage>`.
     """
@@ -50,36 +28,79 @@ class MetricFiles:
         self.events = EventFiles(folder / "tensorboard")
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Append one epoch to both and sync them, so that a checkpoint never knows of a line that is not there."""
-        line = io.StringIO()
-        columns = self._columns_there()
-        writer = csv.DictWriter(line, columns or COLUMNS, extrasaction="ignore", restval="", lineterminator="\n")
-        if not columns:
-            writer.writeheader()
-        writer.writerow({name: _short(value) for name, value in row.items()})
-        for file, text in ((self.csv, line.getvalue()), (self.jsonl, json.dumps(dict(row)) + "\n")):
-            with open(file, "ab") as stream:
-                stream.write(text.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
+        """Write one epoch to both and sync them, so that a checkpoint never knows of a line that is not there.
+
+        It stands behind the lines of its own stage, also where a stage is done again that others have followed.
+        """
+        lines, columns = self._lines(), self._columns()
+        new = [name for name in row if name not in columns]
+        if new or not lines or lines[-1]["stage"] != row["stage"]:
+            _replace(self.csv, _csv_text([*columns, *new], _with_row(lines, row)))
+            rows = _with_row(self._objects(), row)
+            _replace(self.jsonl, "".join(json.dumps(dict(line)) + "\n" for line in rows))
+        else:
+            _append(self.csv, _csv_text(columns, [row], header=False))
+            _append(self.jsonl, json.dumps(dict(row)) + "\n")
         self.events.append(row)
 
-    def _columns_there(self) -> list[str]:
-        """The file's own columns: a run that an earlier version began goes on with those."""
+    def drop(self, stage: str, after: int) -> None:
+        """Remove the lines of a stage behind epoch `after` (0: all of them), and one that was cut short.
+
+        What a run that goes on from a checkpoint finds behind it will be written again.
+        """
+        for file, text in (
+            (self.csv, _csv_text(self._columns(), [row for row in self._lines() if _stays(row, stage, after)])),
+            (self.jsonl, "".join(json.dumps(row) + "\n" for row in self._objects() if _stays(row, stage, after))),
+        ):
+            if file.exists() and text != file.read_text(encoding="utf-8"):
+                _replace(file, text)
+
+    def _columns(self) -> list[str]:
         if not self.csv.exists():
-            return []
+            return list(COLUMNS)
         with open(self.csv, newline="", encoding="utf-8") as stream:
-            return next(csv.reader(stream), [])
+            return next(csv.reader(stream), list(COLUMNS))
 
-    def offsets(self) -> dict[str, int]:
-        """Sizes in bytes, to be kept in a checkpoint."""
-        return {file.name: file.stat().st_size if file.exists() else 0 for file in (self.csv, self.jsonl)}
+    def _lines(self) -> list[dict[str, str]]:
+        return list(csv.DictReader(_whole_lines(self.csv.read_text(encoding="utf-8")))) if self.csv.exists() else []
 
-    def truncate(self, offsets: Mapping[str, int]) -> None:
-        """Remove the lines that were written after `offsets` was taken."""
-        for file in (self.csv, self.jsonl):
-            if file.exists() and file.stat().st_size > offsets[file.name]:
-                os.truncate(file, offsets[file.name])
+    def _objects(self) -> list[dict[str, Any]]:
+        lines = _whole_lines(self.jsonl.read_text(encoding="utf-8")) if self.jsonl.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+def _with_row(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    own = [number for number, other in enumerate(rows) if other["stage"] == row["stage"]]
+    place = own[-1] + 1 if own else len(rows)
+    return [*rows[:place], row, *rows[place:]]
+
+
+def _whole_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _stays(row: Mapping[str, Any], stage: str, after: int) -> bool:
+    return row["stage"] != stage or int(row["epoch"]) <= after
+
+
+def _csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, header: bool = True) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _replace(file: Path, text: str) -> None:
+    write_atomically(file, lambda stream: stream.write(text.encode()))
+
+
+def _append(file: Path, text: str) -> None:
+    with open(file, "ab") as stream:
+        stream.write(text.encode())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _short(value: Any) -> Any:

@@ -61,15 +61,23 @@ class Progress:
             bar.close()
 
     def line(self, row: dict[str, Any]) -> None:
-        """One line for a finished epoch, with the time that the rest of the stage will take."""
+        """One line for a finished epoch, with the time that the rest of the stage will take.
+
+        `row` is the epoch's line of metrics.csv, and under "headline" the measure to show.
+        """
         if not self.enabled:
             return
         done = row["epoch"] - (self._first_epoch or 0)
         left = (time.perf_counter() - self._start) / done * (self.epochs - row["epoch"])
-        words = [f"{self.stage} {row['epoch']}/{self.epochs}", f"loss {row['train_loss']:.3f}"]
+        words = [f"{self.stage} {row['epoch']}/{self.epochs}", f"loss {row.get('train_loss', math.nan):.3f}"]
+        headline = row["headline"] or "accuracy"
         for name in ("train", "val", "test"):
-            value = row.get(f"{name}_accuracy")
-            words += [f"{name} {100 * value:.1f} %"] if value is not None and math.isfinite(value) else []
+            value = row.get(f"{name}_{headline}")
+            words += [f"{name} {_shown(headline, value)}"] if value is not None and math.isfinite(value) else []
         words += [f"{row['images_per_second']:.0f} img/s", f"{left:.0f} s left"]
         tqdm.write("  ".join(words), file=sys.stdout)
         sys.stdout.flush()
+
+
+def _shown(measure: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if measure == "accuracy" else f"{measure} {value:.4g}"

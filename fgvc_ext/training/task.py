@@ -1,24 +1,28 @@
-"""What a method brings to the engine: one forward for a step, sums for an evaluation, parameter groups, stages."""
+"""What a method brings to a training: one forward for a step, sums for an evaluation, and what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from fgvc_ext.data.loading import Batch
+from fgvc_ext.models.model import Model, describe
 from fgvc_ext.training.config import OptimConfig
-from fgvc_ext.training.sampling import Batch, Samples
 
 
 class Task(nn.Module):
-    """A model with its losses.
+    """A model with its losses. `model`, where a task has one of `fgvc_ext.models`, is what its stage ships.
 
     `step` is the only forward of a training step (a data-parallel wrapper synchronises around exactly one), so
-    everything that needs gradients belongs inside.
+    everything that needs gradients belongs inside. Parameters and buffers of losses are registered like any others:
+    they are optimised, saved and restored. What shall stay as it is belongs into `teachers.Frozen`.
     """
+
+    higher_is_better = True
+    """Whether the larger value of the headline (the first measure) is the better one."""
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         return self.step(batch)
@@ -33,8 +37,16 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def eval_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums over the samples of a batch: nothing but what may be added up. "n" and "correct" give the accuracy."""
+        """Sums over the samples of a batch: nothing but what may be added up. "n" is the number of samples."""
         raise NotImplementedError
+
+    def measures(self, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """What the sums of an evaluation say; the first is the headline, by which epochs are compared.
+
+        Also called with the sums of a training epoch: what `step` logs, with "loss" and "n". A sum that is not looked
+        at here is reported all the same, as its mean over the samples (see `evaluation.measured`).
+        """
+        return means(sums)
 
     def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; each may have its own "lr"."""
@@ -44,39 +56,19 @@ class Task(nn.Module):
         """Called before each epoch (counted from 0), for losses that change on the way."""
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        """What is saved as the trained model."""
-        return self.state_dict()
+        """What is saved as the trained model: the state of `model`, or of the whole task without one."""
+        model = getattr(self, "model", None)
+        return model.state_dict() if isinstance(model, nn.Module) else self.state_dict()
 
-    def load_model_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `model_state` returned."""
-        self.load_state_dict(state)
-
-
-@dataclass
-class Stage:
-    """One training within a run.
-
-    Attributes:
-        name: unique in the run; prefix of its checkpoints and name of its weights file.
-        build: makes the task; called with all generators seeded from `seed`.
-        train: training samples. evaluations: samples by name, "test" and "val" have columns in metrics.csv.
-        final: evaluations for the end of the stage only, such as five crops.
-        metadata: goes into the weights file (class names, preprocessing, method).
-        inputs: hashes of what the stage builds on, such as pretrained weights or an earlier stage's output.
-    """
-
-    name: str
-    build: Callable[[], Task]
-    optim: OptimConfig
-    train: Samples
-    evaluations: Mapping[str, Samples]
-    seed: int
-    final: Mapping[str, Samples] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    def model_metadata(self) -> dict[str, Any]:
+        """What is saved beside it, so that `models.load` can build the model again."""
+        model = getattr(self, "model", None)
+        return describe(model) if isinstance(model, Model) else {}
 
 
-def accuracy(sums: Mapping[str, torch.Tensor]) -> float | None:
-    """Share of correct samples, None where nothing was counted."""
-    n = int(sums["n"]) if "n" in sums else 0
-    return float(sums["correct"]) / n if n and "correct" in sums else None
+def means(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The mean over the samples of every sum that is one number."""
+    n = float(sums["n"]) if "n" in sums else 0.0
+    if not n:
+        return {}
+    return {name: float(value) / n for name, value in sums.items() if name != "n" and value.dim() == 0}

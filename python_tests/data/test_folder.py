@@ -18,7 +18,8 @@ from fgvc_ext.data import (
     split_validation,
     verify_files,
 )
-from fgvc_ext.training.classification import Classification, DataConfig, load_datasets
+from fgvc_ext.data.pipeline import DataConfig, load_datasets
+from fgvc_ext.training.classification import Classification
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import PIL
 import pytest
 import torch
 
-from fgvc_ext.data import SyntheticBirds, load_dataset, split_validation, synthetic
-from fgvc_ext.data.synthetic_classes import LOOKS, MAX_CLASSES, PARTS, differing_parts, make_species
-from fgvc_ext.data.synthetic_drawing import draw_bird
+from fgvc_ext.data import SyntheticBirds, load_dataset, split_validation
+from fgvc_ext.data.birds import dataset as birds_module
+from fgvc_ext.data.birds.drawing import draw_bird
+from fgvc_ext.data.birds.species import LOOKS, MAX_CLASSES, PARTS, differing_parts, make_species
 
 SMALL = {"classes": 4, "train_per_class": 3, "test_per_class": 2, "image_size": 48}
 
@@ -153,7 +154,7 @@ def test_more_images_extend_the_set():
 
 def test_several_processes_draw_the_same(monkeypatch):
     alone = SyntheticBirds("train", **SMALL, cache=False)
-    monkeypatch.setattr("fgvc_ext.data.synthetic._processes", lambda images: 3)
+    monkeypatch.setattr("fgvc_ext.data.birds.dataset._processes", lambda images: 3)
     together = SyntheticBirds("train", **SMALL, cache=False)
     assert together.fingerprint() == alone.fingerprint()
     assert torch.equal(together.parts, alone.parts)
@@ -169,8 +170,8 @@ def test_rows_of_a_killed_process_are_drawn_again(monkeypatch):
             os.kill(os.getpid(), 9)
         return draw_bird(*args)
 
-    monkeypatch.setattr("fgvc_ext.data.synthetic._processes", lambda images: 2)
-    monkeypatch.setattr("fgvc_ext.data.synthetic.draw_bird", draw)
+    monkeypatch.setattr("fgvc_ext.data.birds.dataset._processes", lambda images: 2)
+    monkeypatch.setattr("fgvc_ext.data.birds.dataset.draw_bird", draw)
     assert SyntheticBirds("train", **SMALL, cache=False).fingerprint() == alone.fingerprint()
 
 
@@ -271,17 +272,17 @@ def test_pixels_are_the_known_ones():
 
 def test_other_drawing_code_and_another_pillow_do_not_share_a_cache_file(tmp_path, monkeypatch):
     first = SyntheticBirds("test", **SMALL, cache=tmp_path)
-    key = synthetic.drawing_key()
+    key = birds_module.drawing_key()
     monkeypatch.setattr(PIL, "__version__", "0.0")
-    synthetic.drawing_key.cache_clear()
+    birds_module.drawing_key.cache_clear()
     try:
-        assert synthetic.drawing_key() != key
+        assert birds_module.drawing_key() != key
         second = SyntheticBirds("test", **SMALL, cache=tmp_path)
         assert len(list(tmp_path.glob("*.npz"))) == 2
         assert second.fingerprint() == first.fingerprint(), "same pixels, same data set"
-        monkeypatch.setattr(synthetic, "DRAWING_SOURCES", ("synthetic_scene",))
-        other = synthetic.drawing_key()
-        synthetic.drawing_key.cache_clear()
-        assert synthetic.drawing_key() != other
+        monkeypatch.setattr(birds_module, "DRAWING_SOURCES", ("scene",))
+        other = birds_module.drawing_key()
+        birds_module.drawing_key.cache_clear()
+        assert birds_module.drawing_key() != other
     finally:
-        synthetic.drawing_key.cache_clear()
+        birds_module.drawing_key.cache_clear()

@@ -1,7 +1,11 @@
+import json
+
 import pytest
 import torch
 
 from fgvc_ext.data import eval_transform, five_crop_transform, train_transform
+from fgvc_ext.data.transforms import Preprocessing
+from fgvc_ext.explain.crop import CentreCrop
 
 
 def ramp(height=40, width=60):
@@ -65,3 +69,22 @@ def test_flip_probability():
 def test_crop_beyond_the_image(make, resize, crop):
     with pytest.raises(ValueError, match=f"crop {crop} and resize {resize}"):
         make(resize, crop)
+
+
+def test_preprocessing_comes_back_from_json_and_is_the_evaluations_transform():
+    prepare = Preprocessing(resize=40, crop=32, std=(0.5, 0.5, 0.5), interpolation="bicubic")
+    assert Preprocessing.from_json(json.loads(json.dumps(prepare.options()))) == prepare
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
+    expected = eval_transform(40, 32, std=(0.5, 0.5, 0.5), interpolation="bicubic")(image)
+    assert torch.equal(prepare.transform()(image), expected)
+    assert not torch.equal(eval_transform(40, 32, std=(0.5, 0.5, 0.5))(image), expected), "bilinear is another"
+    with pytest.raises(ValueError, match="interpolation: expected bilinear or bicubic, got 'nearest'"):
+        eval_transform(40, 32, interpolation="nearest")
+
+
+def test_boxes_of_the_crop_lie_in_the_image():
+    boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [10.0, 4.0, 12.0, 8.0]])
+    frame = CentreCrop(40, 32)
+    in_image = Preprocessing(resize=40, crop=32).in_image(boxes, 80, 120)
+    assert in_image[0].tolist() == [28.0, 8.0, 92.0, 72.0]
+    torch.testing.assert_close(frame.boxes(in_image, 80, 120), boxes)

@@ -130,5 +130,6 @@ def test_a_wrong_label_on_one_rank_ends_all(results: dict[int, list[dict[str, An
 def test_wrong_batch_sizes_are_refused(results: dict[int, list[dict[str, Any]]], world_size: int) -> None:
     for number, rank in enumerate(results[world_size]):
         assert rank["wrong sizes"].startswith(
-            f"ClassMeanLoss: batch_sizes must have {world_size} entries, one a rank, and 2 for rank {number}, got [2, 2"
+            f"ClassMeanLoss: batch_sizes must have {world_size} entries, one per rank, and 2 for rank {number}, "
+            "got [2, 2"
         )

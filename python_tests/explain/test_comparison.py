@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from fgvc_ext.explain.comparison import MEASURES, ModelView, explain_models
 from fgvc_ext.explain.crop import CentreCrop
 from fgvc_ext.explain.document import read_json
-from fgvc_ext.training.report import write_run_report
+from fgvc_ext.explain.report import write_run_report
 
 SIZES = [(50, 80), (80, 50), (64, 64), (33, 47), (47, 33)]
 

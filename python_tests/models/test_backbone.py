@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import os
 import sys
@@ -13,7 +14,13 @@ import safetensors.torch
 import torch
 import torchvision
 
-from fgvc_ext.models import SubtleDifferences, available_backbones, build_backbone, load_weights
+from fgvc_ext.models import (
+    SubtleDifferences,
+    available_backbones,
+    backbone_preprocessing,
+    build_backbone,
+    load_weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -223,3 +230,69 @@ def test_timm_models_of_tokens_are_refused():
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=r"timm/vit_tiny_patch16_224: expected feature maps .* got \[1, 197, 192\]"):
         build_backbone("timm/vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("resnet10_narrow", {"stem": 32, "layer1": 32, "layer2": 64, "layer3": 128, "layer4": 256}),
+        ("resnet18", {"stem": 64, "layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}),
+        ("vgg11_bn", {"block1": 64, "block2": 128, "block3": 256, "block4": 512, "block5": 512}),
+        ("densenet121", {"stem": 64, "block1": 128, "block2": 256, "block3": 512, "block4": 1024}),
+    ],
+)
+@torch.no_grad()
+def test_levels_are_the_maps_at_the_ends_of_groups(name, channels):
+    backbone, images = build_backbone(name).eval(), torch.randn(1, 3, 64, 64)
+    maps = backbone.levels(images, list(channels))
+    assert [level.shape[1] for level in maps] == list(channels.values())
+    assert torch.equal(maps[-1], backbone(images))
+    names = list(channels)
+    last, first = backbone.levels(images, [names[3], names[0]])
+    assert torch.equal(last, maps[3]), "in the order of the names"
+    assert torch.equal(first, maps[0])
+    assert all(a.shape[2] >= b.shape[2] for a, b in itertools.pairwise(maps))
+
+
+def test_levels_compute_nothing_beyond_the_deepest():
+    backbone = build_backbone("resnet10_narrow").eval()
+    backbone.layer3.register_forward_hook(lambda *_: pytest.fail("layer3 was computed"))
+    assert len(backbone.levels(torch.randn(1, 3, 32, 32), ["layer2"])) == 1
+    with pytest.raises(ValueError, match=r"levels: expected some of stem, layer1, .*, got 'layer9'"):
+        backbone.levels(torch.randn(1, 3, 32, 32), ["layer9"])
+
+
+@pytest.mark.parametrize("name", ["resnet10_narrow", "resnet50", "vgg16_bn", "densenet169"])
+def test_torchvisions_weights_expect_imagenets_values(name):
+    expected = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
+    assert backbone_preprocessing(name) == expected
+    if name == "resnet10_narrow":
+        assert build_backbone(name).preprocessing == expected
+
+
+def test_timms_weights_have_values_of_their_own():
+    pytest.importorskip("timm")
+    found = backbone_preprocessing("timm/vit_base_patch16_224")
+    assert found == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
+    assert backbone_preprocessing("timm/convnext_atto")["mean"] == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("resnet10t", ["layer1", "layer4"]),
+        ("convnext_atto", ["stages.0", "stages.3"]),
+        ("swin_tiny_patch4_window7_224", ["layers.1", "layers.3"]),
+    ],
+)
+@torch.no_grad()
+def test_levels_of_timms_models(name, levels):
+    pytest.importorskip("timm")
+    backbone = build_backbone(f"timm/{name}").eval()
+    assert set(levels) <= set(backbone.groups())
+    images = torch.randn(1, 3, 224, 224)
+    last, first = backbone.levels(images, levels[::-1])
+    assert last.shape[1:] == backbone(images).shape[1:]
+    assert first.shape[2] > last.shape[2]
+    with pytest.raises(ValueError, match="levels: expected some of"):
+        backbone.levels(images, ["nowhere"])

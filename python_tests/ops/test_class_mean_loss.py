@@ -298,3 +298,23 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=f"^class_mean_loss: {message}"):
         ops.class_mean_loss(*arguments, **options)
+
+
+def test_a_nan_in_one_loss_stays_out_of_the_gradient_of_the_other() -> None:
+    """`within` alone is differentiated: what `between` would give, zero times a NaN, is no part of its gradient."""
+    embeddings = torch.randn(4, 6)
+    embeddings[0, 0] = float("nan")
+    leaf = embeddings.requires_grad_()
+    losses = ops.class_mean_loss(leaf, torch.tensor([0, 0, 1, 2]), torch.randn(3, 6))
+    losses.within.backward()
+    assert leaf.grad[:2].isnan().any()
+    assert leaf.grad[2:].isfinite().all()
+
+
+def test_a_class_of_many_samples_is_added_up_accurately() -> None:
+    embeddings = torch.rand(300_000, 1)
+    labels, means = torch.zeros(300_000, dtype=torch.int64), torch.zeros(1, 1)
+    found = ops.class_mean_loss(embeddings, labels, means, normalize=False)
+    exact = ops.class_mean_loss(embeddings.double(), labels, means.double(), normalize=False)
+    assert found.within.item() == pytest.approx(exact.within.item(), rel=1e-6)
+    assert found.batch_means[0].item() == pytest.approx(exact.batch_means[0].item(), rel=1e-6)

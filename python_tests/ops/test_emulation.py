@@ -7,6 +7,7 @@ does with a wrong label.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgvc_ext import _library, ops, reference
 
 from .comparison import assert_follows, assert_same_bits, run
-from .samples import DTYPES, OPERATORS, Operator, Sample, random
+from .generators import DTYPES, arrange, random
+from .spec import SPECS, Sample, Spec
 
 LIBRARY = _library.FOLDER / "libfgvc_ext_emulated.so"
 SCHEDULES = ("forward", "reverse", "random:1", "random:2")
@@ -71,56 +73,56 @@ def each_schedule(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any
 
 
 EachSchedule = Callable[[Callable[[], Any]], list[Any]]
-each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+K_MAX_POOLING = next(spec for spec in SPECS if spec.name == "global_k_max_pool")
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
-def check(operator: Operator, sample: Sample, each_schedule: EachSchedule) -> None:
-    results = each_schedule(lambda: run(operator.function, sample))
+def check(spec: Spec, sample: Sample, each_schedule: EachSchedule) -> None:
+    results = each_schedule(lambda: run(spec.function, sample))
     for schedule, result in zip(SCHEDULES, results, strict=True):
         assert_same_bits(result, results[0], f"{sample.name}, schedule {schedule}")
     with Emulation():
-        assert_follows(operator.function, operator.reference, sample)
+        assert_follows(spec.function, spec.reference, sample)
 
 
 def with_first(sample: Sample, first: Tensor) -> Sample:
     """The sample with another first tensor."""
-    tensors = {**sample.tensors, next(iter(sample.tensors)): first}
-    return Sample(sample.name, tensors, sample.differentiable, sample.options)
+    return replace(sample, tensors={**sample.tensors, sample.first: first})
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize(("layout", "dtype"), CASES, ids=str)
-def test_equals_the_reference(operator: Operator, layout: str, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
-    if layout == "channels_last" and not operator.image_like:
-        pytest.skip("not a 4-D input")
-    for sample in operator.samples(dtype, "cpu", layout):
-        check(operator, sample, each_schedule)
+def test_equals_the_reference(spec: Spec, layout: str, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
+    if layout not in spec.layouts:
+        pytest.skip("not a layout of this operator")
+    for sample in spec.samples(dtype, "cpu", layout):
+        check(spec, sample, each_schedule)
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_that_is_not_aligned(operator: Operator, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
-    for sample in operator.samples(dtype, "cpu"):
+def test_memory_that_is_not_aligned(spec: Spec, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
+    for sample in spec.samples(dtype, "cpu", "contiguous"):
         first = next(iter(sample.tensors.values()))
         memory = torch.full((first.numel() + 1,), float("nan"), dtype=dtype)
-        check(operator, with_first(sample, memory[1:].view(first.shape).copy_(first)), each_schedule)
+        check(spec, with_first(sample, memory[1:].view(first.shape).copy_(first)), each_schedule)
 
 
-@each_operator
+@each_spec
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_infinities(operator: Operator, value: float, each_schedule: EachSchedule) -> None:
-    for sample in operator.samples(torch.float32, "cpu"):
+def test_nan_and_infinities(spec: Spec, value: float, each_schedule: EachSchedule) -> None:
+    for sample in spec.samples(torch.float32, "cpu", "contiguous"):
         dirty = next(iter(sample.tensors.values())).clone()
         dirty.view(-1)[:: max(1, dirty.numel() // 5)] = value
-        check(operator, with_first(sample, dirty), each_schedule)
+        check(spec, with_first(sample, dirty), each_schedule)
 
 
-@each_operator
-def test_empty(operator: Operator) -> None:
+@each_spec
+def test_empty(spec: Spec) -> None:
     torch.ops.load_library(str(LIBRARY))
-    for sample in operator.empty():
+    for sample in spec.empty():
         with Emulation():
-            assert_follows(operator.function, operator.reference, sample)
+            assert_follows(spec.function, spec.reference, sample)
 
 
 # --- what one operator promises beyond its reference ------------------------------------------------------------------
@@ -139,21 +141,123 @@ def ties_and_what_is_not_finite(layout: str, dtype: torch.dtype) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
 
 
+def ranks(features: Tensor, k: int) -> Tensor:
+    return features.flatten(2).sort(dim=2, descending=True, stable=True).indices[:, :, :k]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [1, 3, 8, 16, 72])
+@pytest.mark.parametrize("k", [1, 3, 8, 16, 17, 32, 33, 72])
 def test_k_max_pooling_ranks_like_a_stable_sort(
     k: int, dtype: torch.dtype, layout: str, each_schedule: EachSchedule
 ) -> None:
     features = ties_and_what_is_not_finite(layout, dtype)
-    expected = features.flatten(2).sort(dim=2, descending=True, stable=True).indices[:, :, :k]
     for _, indices, _ in each_schedule(lambda: torch.ops.fgvc_ext.global_k_max_pool(features, k, None, False)):
-        assert torch.equal(indices.long(), expected)
+        assert torch.equal(indices.long(), ranks(features, k))
+
+
+@pytest.mark.parametrize("values", ["normal", "dead", "sparse", "rising", "falling", "two values"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("k", "side"), [(4, 14), (32, 28), (4, 56), (32, 56), (1100, 56)])
+def test_ranks_of_maps_with_many_ties(
+    k: int, side: int, dtype: torch.dtype, values: str, each_schedule: EachSchedule
+) -> None:
+    """Candidates by the dozen in each warp; maps of several tiles, of several warps, of several windows of ranks."""
+    features = random(1, 5, side, side, dtype=torch.float32, device="cpu")
+    features = {
+        "normal": features,
+        "dead": features.relu() * 0,
+        "sparse": (features - 2.5).relu(),
+        "rising": torch.arange(features.numel()).view(features.shape) / 64,
+        "falling": -torch.arange(features.numel()).view(features.shape) / 64,
+        "two values": (features > 1).float(),
+    }[values].to(dtype)  # fmt: skip
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = features.contiguous(memory_format=layout)
+        with Emulation():
+            output, indices, _ = torch.ops.fgvc_ext.global_k_max_pool(maps, k, None, False)
+        assert torch.equal(indices.long(), ranks(features, k))
+        expected = features.flatten(2).double().gather(2, ranks(features, k)).mean(dim=2)
+        assert torch.allclose(output.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+def test_small_words_hold_every_16_bit_float(each_schedule: EachSchedule) -> None:
+    """Key and position share a word where values have 16 bits: the order of all of them, subnormal ones too."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)[torch.randperm(2**16)].view(256, 16, 4, 4)
+    for dtype in (torch.bfloat16, torch.float16):
+        features = bits.view(dtype)
+        for _, indices, _ in each_schedule(lambda f=features: torch.ops.fgvc_ext.global_k_max_pool(f, 16, None, False)):
+            assert torch.equal(indices.long(), ranks(features, 16))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_indices_that_are_not_of_these_maps_are_skipped(
+    dtype: torch.dtype, layout: torch.memory_format, each_schedule: EachSchedule
+) -> None:
+    stride = torch.empty(1, 3, 7, 6).to(memory_format=layout).stride()
+    for k in (3, 40):
+        indices = torch.arange(k).repeat(1, 3, 1).to(torch.int16)
+        indices[0, 0, 0], indices[0, 1, 1], indices[0, 2, 2] = -1, 42, 32767
+        grad = torch.full((1, 3), float(k), dtype=dtype)
+        arguments = grad, indices, None, None, [1, 3, 7, 6], list(stride), True, False
+        for features, _ in each_schedule(lambda a=arguments: torch.ops.fgvc_ext.global_k_max_pool_backward(*a)):
+            expected = torch.zeros(3, 42, dtype=dtype)
+            expected[:, :k] = 1
+            expected[0, 0] = expected[1, 1] = expected[2, 2] = 0
+            assert torch.equal(features.flatten(2)[0], expected)
+
+
+PADDED = {
+    "rows left out": lambda maps: maps[:, :, :7],
+    "columns left out": lambda maps: maps[..., :7],
+    "channels left out": lambda maps: maps[:, 1:14],
+    "one map": lambda maps: maps[:1, 3:4, :7],
+    "every other channel": lambda maps: maps[:, ::2],
+}
+
+
+@each_spec
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_padded_maps(spec: Spec, dtype: torch.dtype, layout: torch.memory_format, each_schedule: EachSchedule) -> None:
+    """Maps that begin or end where a wide access may not: what lies between them is NaN."""
+    if not spec.image_like:
+        pytest.skip("not a 4-D input")
+    for name, part in PADDED.items():
+        memory = torch.full((2, 17, 9, 8), float("nan"), dtype=dtype).contiguous(memory_format=layout)
+        view = part(memory)
+        view.copy_(random(*view.shape, dtype=dtype, device="cpu"))
+        sample = replace(spec.of_size(tuple(view.shape), "cpu"), name=name)
+        check(spec, with_first(sample, view), each_schedule)
+
+
+@each_spec
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_maps_that_do_not_fill_a_block(spec: Spec, layout: str, each_schedule: EachSchedule) -> None:
+    if not spec.image_like:
+        pytest.skip("not a 4-D input")
+    for channels in (1, 7, 9, 33):
+        sample = spec.of_size((2, channels, 28, 28), "cpu")
+        check(spec, with_first(sample, arrange(sample.tensors[sample.first], layout)), each_schedule)
+
+
+@each_spec
+def test_indices_beyond_32_bits(spec: Spec, each_schedule: EachSchedule) -> None:
+    """Two samples 2**31 elements apart, of which only these few are ever touched."""
+    if not spec.image_like:
+        pytest.skip("not a 4-D input")
+    sample = spec.of_size((2, 10, 8, 7), "cpu")
+    memory = torch.empty(2**31 + 2000, dtype=torch.bfloat16)
+    for stride in ((56, 7, 1), (1, 80, 10)):
+        maps = memory.as_strided((2, 10, 8, 7), (2**31, *stride))
+        maps.copy_(random(2, 10, 8, 7, dtype=torch.bfloat16, device="cpu"))
+        check(spec, with_first(sample, maps), each_schedule)
 
 
 def test_k_max_pooling_of_a_map_beyond_int16_indices(each_schedule: EachSchedule) -> None:
     features = random(1, 2, 181, 182, dtype=torch.float32, device="cpu")
-    check(OPERATORS[0], Sample("large", {"features": features}, ("features",), {"k": 4}), each_schedule)
+    check(K_MAX_POOLING, Sample("large", {"features": features}, ("features",), {"k": 4}), each_schedule)
     with Emulation():
         assert torch.ops.fgvc_ext.global_k_max_pool(features, 4, None, False, True)[1].dtype == torch.int32
         with pytest.raises(RuntimeError, match="need wide indices"):
@@ -162,12 +266,12 @@ def test_k_max_pooling_of_a_map_beyond_int16_indices(each_schedule: EachSchedule
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_more_maps_than_one_chunk_of_the_weight_gradient(dtype: torch.dtype, each_schedule: EachSchedule) -> None:
-    """Above 4096 maps the gradient of the weights is added up in two stages."""
+    """Above 1024 maps the gradient of the weights is added up in two stages."""
     tensors = {
         "features": random(3, 1400, 1, 2, dtype=dtype, device="cpu"),
         "weight": random(2, dtype=torch.float32, device="cpu", seed=1),
     }
-    check(OPERATORS[0], Sample("many maps", tensors, ("features", "weight"), {"k": 2}), each_schedule)
+    check(K_MAX_POOLING, Sample("many maps", tensors, ("features", "weight"), {"k": 2}), each_schedule)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -204,6 +308,26 @@ def test_a_label_out_of_range_gives_nan(label: int, each_schedule: EachSchedule)
         assert losses.isnan().tolist() == [False, True, False]
         assert grad.isnan().all(dim=1).tolist() == [False, True, False]
         assert not grad[::2].isnan().any()
+
+
+def test_a_wrong_label_in_backward_alone_gives_nan(each_schedule: EachSchedule) -> None:
+    scores = random(3, 10, dtype=torch.float32, device="cpu")
+    rows = torch.ops.fgvc_ext.gradient_boosting_cross_entropy(scores, torch.tensor([1, 2, 3]), 3, 1, -100)[1]
+    arguments = torch.ones(()), scores, torch.tensor([1, 10, 3]), rows
+    for grad in each_schedule(lambda: torch.ops.fgvc_ext.gradient_boosting_cross_entropy_backward(*arguments)):
+        assert grad.isnan().all(dim=1).tolist() == [False, True, False]
+
+
+def test_the_sum_of_many_losses_loses_nothing() -> None:
+    """Added up in float, as many losses would be off by several roundings; in double they are not."""
+    torch.ops.load_library(str(LIBRARY))
+    first = torch.zeros(150_000)
+    first[::3] = 7
+    scores, target = torch.stack([first, first.roll(1)], dim=1), torch.zeros(len(first), dtype=torch.int64)
+    with Emulation():
+        total = ops.gradient_boosting_cross_entropy(scores, target, reduction="sum")
+    losses = torch.nn.functional.cross_entropy(scores, target, reduction="none").double()
+    assert abs(total.double() - losses.sum()) <= 2 * torch.finfo(torch.float32).eps * losses.sum()
 
 
 def test_an_error_in_a_launch_reaches_python(each_schedule: EachSchedule, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,13 @@ def compile_executable(build: str, executable: Path, *sources: Path) -> Path:
         pytest.skip("the emulation needs CUDA's headers, of a toolkit (CUDA_HOME, nvcc on PATH) or of a CUDA torch")
     torch_headers = Path(torch.__file__).parent / "include"  # read, not linked
     command = ["g++", "-std=c++20", "-g", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", *BUILDS[build]]
-    command += ["-DFGVC_EXT_EMULATE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-I", str(EMULATION)]
+    command += [
+        "-DFGVC_EXT_EMULATE_CUDA",
+        "-DFGVC_KERNELS_ONLY",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-I",
+        str(EMULATION),
+    ]
     command += [option for folder in [*toolkit, torch_headers] for option in ("-isystem", str(folder))]
     command += [*map(str, sources), "-o", str(executable)]
     subprocess.run(command, check=True)

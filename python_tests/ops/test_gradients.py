@@ -150,6 +150,57 @@ def test_a_second_backward_is_refused_by_name(spec: Spec, device: str) -> None:
         grad.sum().backward()
 
 
+@each_differentiable
+@pytest.mark.parametrize("mode", ["autograd", "torch.func"])
+def test_a_second_backward_is_refused_where_the_output_gradient_is_constant(spec: Spec, mode: str) -> None:
+    """Then only what forward saved tells that the gradient depends on the input."""
+    called = with_leaves(samples(spec, torch.float64, "cpu")[0])
+    name, leaf = next(leaves(called))
+
+    def penalty(function: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
+        def total(tensor: Tensor) -> Tensor:
+            sample = with_tensors(called, [name], (tensor,))
+            value = results(function(**sample.tensors, **sample.options))
+            return sum(result.sum() for key, result in value.items() if key not in spec.constant_results)
+
+        def of_gradient(tensor: Tensor) -> Tensor:
+            if mode == "torch.func":
+                return torch.func.grad(total)(tensor).square().sum()
+            return torch.autograd.grad(total(tensor), tensor, create_graph=True)[0].square().sum()
+
+        return of_gradient
+
+    def second(function: Callable[..., Any]) -> Tensor:
+        tensor = leaf.detach().requires_grad_()
+        if mode == "torch.func":
+            return torch.func.grad(penalty(function))(tensor.detach())
+        value = penalty(function)(tensor)
+        found = torch.autograd.grad(value, tensor, allow_unused=True)[0] if value.requires_grad else None
+        return torch.zeros_like(tensor) if found is None else found
+
+    if second(spec.reference).any():
+        with pytest.raises(RuntimeError, match=f"{spec.name}: a second backward"):
+            second(spec.function)
+    else:  # linear: there is none
+        assert not second(spec.function).any()
+
+
+@each_differentiable
+def test_constants_that_require_a_gradient_make_no_graph(spec: Spec) -> None:
+    sample = samples(spec, torch.float32, "cpu")[0]
+    constants = [
+        name
+        for name, value in sample.tensors.items()
+        if name not in spec.differentiable and isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    tensors = {
+        name: value.detach().requires_grad_(name in constants) if isinstance(value, Tensor) else value
+        for name, value in sample.tensors.items()
+    }
+    value = results(spec.function(**tensors, **sample.options))
+    assert not any(result.requires_grad for result in value.values())
+
+
 # --- the raw operator -------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fgvc_ext import _library, ops
 
-from .samples import random
+from .generators import random
 from .test_emulation import LIBRARY, Emulation
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +88,9 @@ def forward_and_backward(function: Callable[[Tensor], Tensor], maps: Tensor) -> 
         lambda maps: ops.global_k_max_pool(maps, 4),
         lambda maps: ops.global_k_max_pool(maps, 16, torch.ones(16, requires_grad=True)),
         lambda maps: ops.diversify(maps, seed=1),
+        ops.spatial_attention_map,
     ],
-    ids=["k-max pooling", "k-max pooling with weights", "diversify"],
+    ids=["k-max pooling", "k-max pooling with weights", "diversify", "attention map"],
 )
 def test_kernels_ask_for_what_they_touch(
     function: Callable[[Tensor], Tensor], dtype: torch.dtype, layout: torch.memory_format, side: int, counted: Counted
@@ -146,8 +147,9 @@ def code_of(source: str) -> str:
 
 
 def pointer_fields() -> set[str]:
+    member = re.compile(r"^\s*(?:const )?\w+ ?(\*\w[\w*, ]*|\* \w[\w*, ]*);", re.M)
     headers = (ROOT / "csrc" / "common").glob("*.h")
-    declarations = [re.findall(r"^\s*(?:const )?\w+ ?(\*\w[\w*, ]*|\* \w[\w*, ]*);", code_of(h.read_text()), re.M) for h in headers]
+    declarations = [member.findall(code_of(header.read_text())) for header in headers]
     return {name for group in declarations for names in group for name in re.findall(r"\w+", names)}
 
 

@@ -84,7 +84,13 @@ def wheel(source: Path) -> Path:
 
 
 def test_the_sdist_holds_what_builds_and_tests_it(source: Path) -> None:
-    for name in ("CMakeLists.txt", "cmake/exports.map", "csrc/library.cpp", "LICENSE", "python_tests/ops/samples.py"):
+    for name in (
+        "CMakeLists.txt",
+        "cmake/exports.map",
+        "csrc/library.cpp",
+        "LICENSE",
+        "python_tests/ops/specs/diversify.py",
+    ):
         assert (source / name).exists(), name
     assert list(source.rglob("*.so")) == []
 

@@ -1,6 +1,12 @@
-"""The CPU library under AddressSanitizer and UBSan: every operator's samples, both directions, all instruction sets."""
+"""The CPU library under AddressSanitizer and UBSan: every operator's samples, both directions, all instruction sets.
 
+Random valid calls and hostile ones of the raw operators follow: a call that reads beyond a tensor may well not end a
+process without a sanitizer.
+"""
+
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,33 +23,46 @@ RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")  # in this order, befor
 EVERY_SAMPLE = """
 import torch
 from fgvc_ext import _library
-from python_tests.ops.samples import DTYPES, LAYOUTS, OPERATORS
+from python_tests.ops.comparison import run
+from python_tests.ops.generators import DTYPES, SeededDraw
+from python_tests.ops.spec import SPECS
 
 torch.set_num_threads(2)
 ran = 0
 for name in _library._module.supported_instruction_sets():
     _library._module.use_instruction_set(name)
-    for operator in OPERATORS:
+    for spec in SPECS:
+        samples = [*spec.empty(), *spec.large(), *(spec.drawn(SeededDraw(number)) for number in range(300))]
         for dtype in DTYPES:
-            for layout in LAYOUTS if operator.image_like else ("contiguous", "transposed", "sliced"):
-                large = operator.large() if dtype == torch.float32 and layout == "contiguous" else []
-                for sample in [*operator.samples(dtype, "cpu", layout), *operator.empty(), *large]:
-                    print(name, operator.name, dtype, layout, sample.name, flush=True)
-                    for tensor in sample.differentiable:
-                        sample.tensors[tensor].requires_grad_()
-                    result = operator.function(**sample.tensors, **sample.options)
-                    if sample.differentiable:
-                        result.backward(torch.ones_like(result))
-                    ran += 1
+            for layout in spec.layouts:
+                samples += spec.samples(dtype, "cpu", layout)
+        for number, sample in enumerate(samples):
+            print(name, spec.name, number, sample.name, flush=True)
+            run(spec.function, sample)
+            ran += 1
 print("ran", ran)
 """
 
-# The backward of k-max pooling trusts its own forward's indices: one of them now points right behind the maps.
+HOSTILE = """
+from python_tests.ops import hostile
+hostile.main(50_000, 1000, hostile.operators())
+"""
+
+# Compiled as the library is, and given memory of a tensor. Kernels themselves check what they read.
+FAULTY = """
+#pragma GCC visibility push(default)
+extern "C" float behind(const float* values, int count) { return values[count]; }
+extern "C" int more(int number) { return number + 1; }
+"""
 PLANTED = """
-import torch, fgvc_ext
-features = torch.ops.fgvc_ext.global_k_max_pool_backward(
-    torch.ones(1, 1), torch.tensor([[[6]]], dtype=torch.int16), torch.zeros(1, 1, 0), None,
-    [1, 1, 2, 3], [6, 6, 3, 1], True, False)
+import ctypes, torch
+library = ctypes.CDLL({path!r})
+library.behind.restype = ctypes.c_float
+library.behind.argtypes = [ctypes.c_void_p, ctypes.c_int]
+values = torch.ones(6)
+assert library.behind(values.data_ptr(), 5) == 1 and library.more(1) == 2
+print("right calls pass", flush=True)
+{call}
 print("not found")
 """
 
@@ -89,7 +108,9 @@ def run(code: str, package: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "LD_PRELOAD": runtimes(),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps what it likes
+        # Python keeps what it likes; absurd allocations fail, as without the sanitizer.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048",
+        "FGVC_EXT_HOSTILE_UNLIMITED": "1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)]),
         "PYTHONMALLOC": "malloc",
@@ -100,17 +121,50 @@ def run(code: str, package: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_sample_of_every_operator_is_clean(package: Path) -> None:
-    result = run(EVERY_SAMPLE, package)
+def assert_clean(result: subprocess.CompletedProcess[str]) -> None:
     report = result.stdout[result.stdout.find("==ERROR") :] if "==ERROR" in result.stdout else result.stdout[-6000:]
     assert result.returncode == 0, report
     assert "runtime error" not in result.stdout, report
-    assert int(result.stdout.split()[-1]) > 500
 
 
-def test_a_planted_access_out_of_bounds_is_found(package: Path) -> None:
-    result = run(PLANTED, package)
+def test_every_sample_of_every_operator_is_clean(package: Path) -> None:
+    result = run(EVERY_SAMPLE, package)
+    assert_clean(result)
+    assert int(result.stdout.split()[-1]) > 1000
+
+
+def test_hostile_calls_of_raw_operators_are_clean(package: Path) -> None:
+    result = run(HOSTILE, package)
+    assert_clean(result)
+    assert result.stdout.count(": 1000 calls, ") >= 7
+
+
+@pytest.fixture(scope="module")
+def faulty_library(package: Path) -> Path:
+    """FAULTY, compiled and linked with the options of the library's own files."""
+    commands = json.loads((package / "build" / "compile_commands.json").read_text())
+    command = next(shlex.split(one["command"]) for one in commands if one["file"].endswith("csrc/cpu/diversify.cpp"))
+    options = [word for word in command if word.startswith("-") and word not in ("-o", "-c")]
+    source, library = package / "faulty.cpp", package / "libfaulty.so"
+    source.write_text(FAULTY)
+    subprocess.run(
+        [command[0], *options, "-shared", str(source), "-o", str(library)], check=True, cwd=package / "build"
+    )
+    return library
+
+
+@pytest.mark.parametrize(
+    ("call", "report"),
+    [
+        ("library.behind(values.data_ptr(), 6)", "AddressSanitizer: heap-buffer-overflow"),
+        ("library.more(2**31 - 1)", "runtime error: signed integer overflow"),
+    ],
+    ids=["address", "undefined"],
+)
+def test_a_planted_fault_is_found(call: str, report: str, package: Path, faulty_library: Path) -> None:
+    result = run(PLANTED.format(path=str(faulty_library), call=call), package)
     assert result.returncode != 0
-    assert "AddressSanitizer: heap-buffer-overflow" in result.stdout
-    assert "csrc/cpu/global_k_max_pool.h" in result.stdout
+    assert "right calls pass" in result.stdout
+    assert report in result.stdout
+    assert "faulty.cpp" in result.stdout
     assert "not found" not in result.stdout

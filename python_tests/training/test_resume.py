@@ -16,8 +16,7 @@ import toy_training
 from toy_training import Child, ToyConfig, ToyImages, open_run, toy_stages, traces, train
 
 from fgvc_ext.training import CheckpointCorrupt, ConfigMismatch, Preempted, run_stages
-from fgvc_ext.training.interruption import StopRequest
-from fgvc_ext.training.loop import Trainer
+from fgvc_ext.training.stop_request import StopRequest
 
 STEPS_PER_EPOCH = 4  # 33 images in batches of 8: the 33rd joins the last batch
 
@@ -59,10 +58,8 @@ class _StopAt(StopRequest):
 
 def _interrupt(folder: Path, config: ToyConfig, at: int) -> None:
     _StopAt.questions = 0
-    with pytest.raises(Preempted), open_run(folder, config) as run:  # noqa: PT012 (the loop is what run_stages does)
-        for stage in toy_stages(config):
-            if not run.is_done(stage.name):
-                Trainer(stage, run, config.engine, _StopAt(at), is_last=stage.name == "second").fit()
+    with pytest.raises(Preempted), open_run(folder, config) as run:
+        run_stages(toy_stages(config), run, config.engine, stop=_StopAt(at))
     assert run.data["status"] == "preempted"
 
 
@@ -90,9 +87,9 @@ def test_another_seed_gives_another_run(uninterrupted, tmp_path):
 def test_a_finished_run_is_left_alone(tmp_path):
     train(tmp_path, ToyConfig(stages=1))
     before = traces(tmp_path)
-    tasks = train(tmp_path, ToyConfig(stages=1))
+    results = train(tmp_path, ToyConfig(stages=1))
     assert traces(tmp_path) == before
-    assert not tasks["first"].training
+    assert results["first"].sha256 == before["first.safetensors"]
 
 
 def test_a_stage_whose_output_was_changed_is_not_done(tmp_path):
@@ -213,7 +210,7 @@ def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
         assert not any(file.exists() for file in left)
 
 
-def test_another_input_of_a_stage_is_refused_by_name(tmp_path):
+def test_another_input_of_a_half_trained_stage_is_refused_by_name(tmp_path):
     config = ToyConfig(stages=1)
     _interrupt(tmp_path, config, 5)
     (stage,) = toy_stages(config)
@@ -222,7 +219,7 @@ def test_another_input_of_a_stage_is_refused_by_name(tmp_path):
         pytest.raises(ConfigMismatch, match='weights: absent in the run, "abc" now'),
         open_run(tmp_path, config) as run,
     ):
-        Trainer(stage, run, config.engine, StopRequest(), is_last=True).fit()
+        run_stages([stage], run, config.engine)
 
 
 # ------------------------------------------------------------------ real signals to real processes

@@ -8,12 +8,12 @@ import torch
 from toy_training import ToyImages, jitter
 
 from fgvc_ext.data import BrokenImageError
+from fgvc_ext.data.loading import Samples
+from fgvc_ext.data.pipeline import evenly_spaced
 from fgvc_ext.training.sampling import (
     EpochBatches,
-    Samples,
     derive_seed,
     evaluation_loader,
-    evenly_spaced,
     mix64,
     sample_seeds,
     training_loader,

@@ -16,8 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvc_ext.models import SubtleDifferences, build_backbone
-from fgvc_ext.training.state import file_sha256, load_weights_file
+from fgvc_ext.atomic_files import file_sha256
+from fgvc_ext.models import SubtleDifferences, load
+from fgvc_ext.models.weights_file import load_weights_file
+from fgvc_ext.training.driver import command_to_go_on
 
 DRIVER = Path(__file__).parents[2] / "train/subtle_differences.py"
 SMALL = [
@@ -54,7 +56,7 @@ def driver():
 @pytest.fixture(scope="module")
 def finished(driver, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "run"
-    assert driver.main(["demo", "--out", str(folder), *SMALL]) == 0
+    assert driver.DRIVER.main(["demo", "--out", str(folder), *SMALL]) == 0
     return folder
 
 
@@ -83,40 +85,42 @@ def test_the_weights_carry_what_prediction_needs(finished):
     assert metadata["method"] == "subtle_differences"
     assert len(metadata["classes"]) == 4
     assert metadata["preprocessing"]["crop"] == 40
-    model = SubtleDifferences(build_backbone(**metadata["backbone"]), len(metadata["classes"])).eval()
-    model.load_state_dict(state)
-    assert model(torch.zeros(1, 3, 40, 40)).shape == (1, 4)
+    model = load(finished / "weights/last.safetensors")
+    assert isinstance(model, SubtleDifferences)
+    assert torch.equal(model.state_dict()["classifier.weight"], state["classifier.weight"])
+    assert (model.classes, model.preprocessing.crop) == (metadata["classes"], 40)
+    assert len(model.predict([torch.zeros(3, 60, 50, dtype=torch.uint8)], top=2)[0].names) == 2
 
 
 def test_a_configuration_file_repeats_the_run(driver, finished, tmp_path):
     out = tmp_path / "again"
     arguments = ["--config", str(finished / "config.json"), "--out", str(out), "--report", "False"]
-    assert driver.main(arguments) == 0
+    assert driver.DRIVER.main(arguments) == 0
     name = "weights/last.safetensors"
     assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_a_finished_run_only_reports_again(driver, finished, capsys):
     before = (finished / "metrics.csv").read_bytes()
-    assert driver.main(["demo", "--out", str(finished), *SMALL, "--report", "False"]) == 0
+    assert driver.DRIVER.main(["demo", "--out", str(finished), *SMALL, "--report", "False"]) == 0
     assert (finished / "metrics.csv").read_bytes() == before
     assert "ours: last" in capsys.readouterr().out
 
 
 def test_another_configuration_in_the_same_folder_is_refused(driver, finished, capsys):
-    assert driver.main(["demo", "--out", str(finished), *SMALL, "--method.alpha", "0.2"]) == 1
+    assert driver.DRIVER.main(["demo", "--out", str(finished), *SMALL, "--method.alpha", "0.2"]) == 1
     assert "method.alpha: 0.1 in the run, 0.2 now" in capsys.readouterr().err
 
 
 def test_dry_run_shows_shapes_and_writes_nothing(driver, tmp_path, capsys):
-    assert driver.main(["demo", "--out", str(tmp_path / "x"), *SMALL, "--dry-run", "True"]) == 0
+    assert driver.DRIVER.main(["demo", "--out", str(tmp_path / "x"), *SMALL, "--dry-run", "True"]) == 0
     assert "images [3, 40, 40] -> maps [1, 4, 3, 3]" in capsys.readouterr().out
     assert not (tmp_path / "x").exists()
 
 
 def test_an_unknown_preset_is_an_error(driver, capsys):
     with pytest.raises(SystemExit) as caught:
-        driver.main(["birds"])
+        driver.DRIVER.main(["birds"])
     assert caught.value.code == 2
     assert "birds" in capsys.readouterr().err
 
@@ -136,7 +140,7 @@ def test_an_unknown_preset_is_an_error(driver, capsys):
     ],
 )
 def test_errors_are_one_clear_line(driver, arguments, message, tmp_path, capsys):
-    assert driver.main([*arguments, "--out", str(tmp_path / "x")]) == 1
+    assert driver.DRIVER.main([*arguments, "--out", str(tmp_path / "x")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("error: ")
     assert message in line
@@ -144,8 +148,8 @@ def test_errors_are_one_clear_line(driver, arguments, message, tmp_path, capsys)
 
 def test_the_ablations_differ(driver):
     def loss_and_block(*arguments: str) -> tuple[str, bool]:
-        config = driver.read_arguments(["demo", *SMALL, *arguments])
-        task = driver.build_task(config, config.method, 4)
+        config = driver.DRIVER.read_arguments(["demo", *SMALL, *arguments])
+        task = driver.build_task(config, config.method, list("abcd"), {})
         task.start_epoch(0)
         return type(task.loss).__name__, task.model.diversification is not None
 
@@ -156,7 +160,7 @@ def test_the_ablations_differ(driver):
 
 
 def test_the_papers_recipe_is_the_cub_preset(driver):
-    config = driver.read_arguments(["cub", "--data.root", "x"])
+    config = driver.DRIVER.read_arguments(["cub", "--data.root", "x"])
     optim = config.optim
     assert (config.model.backbone, config.data.resize, config.data.crop) == ("resnet50", 600, 448)
     assert (optim.lr, optim.step_epochs, optim.step_factor, optim.momentum) == (0.001, 50, 0.1, 0.9)
@@ -172,14 +176,14 @@ def test_a_bad_configuration_file_is_one_clear_line(driver, content, message, tm
     file = tmp_path / "missing.json"
     if content is not None:
         file.write_text(content)
-    assert driver.main(["--config", str(file)]) == 1
+    assert driver.DRIVER.main(["--config", str(file)]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
 
 
 def test_several_processes_are_refused_in_one_line(driver, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert driver.main(["demo", *SMALL, "--out", str(tmp_path / "x")]) == 1
+    assert driver.DRIVER.main(["demo", *SMALL, "--out", str(tmp_path / "x")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "WORLD_SIZE is 2" in line
     assert not (tmp_path / "x").exists()
@@ -187,22 +191,24 @@ def test_several_processes_are_refused_in_one_line(driver, tmp_path, capsys, mon
 
 def test_help_tells_of_configuration_files(driver, capsys):
     with pytest.raises(SystemExit):
-        driver.main(["--help"])
+        driver.DRIVER.main(["--help"])
     assert "--config" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("given", [[], ["--resume", "a b.pt"], ["--resume=a b.pt"], ["--resume", "never"]])
-def test_the_command_to_go_on_can_be_pasted(driver, given, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["my driver.py"])
-    command = shlex.split(driver.command_to_go_on(["demo", *given, "--out", "my run"]))
-    assert command == [sys.executable, "my driver.py", "demo", "--out", "my run", "--resume", "auto"]
+@pytest.mark.parametrize(
+    "given",
+    [[], ["--resume", "a b.pt"], ["--resume=a b.pt"], ["--resume", "never"], ["--force-stage", "plain", "ours"]],
+)
+def test_the_command_to_go_on_can_be_pasted(given):
+    command = shlex.split(command_to_go_on(["python", "my driver.py"], ["demo", *given, "--out", "my run"]))
+    assert command == ["python", "my driver.py", "demo", "--out", "my run", "--resume", "auto"]
 
 
 def test_other_weights_are_refused_after_the_run_is_done(driver, finished, tmp_path, capsys):
     """`finished` began without weights: its accuracies are not those of a run that begins with some."""
     before = (finished / "run.json").read_bytes()
     other = finished / "weights/plain.safetensors"
-    assert driver.main(["demo", "--out", str(finished), *SMALL, "--model.weights", str(other)]) == 1
+    assert driver.DRIVER.main(["demo", "--out", str(finished), *SMALL, "--model.weights", str(other)]) == 1
     assert "weights: absent in the run" in capsys.readouterr().err
     assert (finished / "run.json").read_bytes() == before
 

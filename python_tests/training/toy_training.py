@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -22,18 +24,19 @@ import torch
 from torch import nn
 
 from fgvc_ext.data import BrokenImageError, ImageDataset
+from fgvc_ext.data.loading import Samples
 from fgvc_ext.training import (
     EXIT_PREEMPTED,
+    Classification,
     EngineConfig,
     OptimConfig,
     Preempted,
+    Result,
     RunFolder,
-    Samples,
     Stage,
     run_stages,
 )
-from fgvc_ext.training.classification import Classification
-from fgvc_ext.training.state import Checkpoints
+from fgvc_ext.training.checkpoints import Checkpoints, stage_of
 
 
 class ToyImages(ImageDataset):
@@ -107,10 +110,10 @@ def toy_stages(config: ToyConfig, transform: Any = jitter) -> list[Stage]:
     return [
         Stage(
             name=name,
-            build=lambda: Classification(ToyModel(config.classes, config.nan_at), nn.CrossEntropyLoss()),
+            build=lambda earlier: Classification(ToyModel(config.classes, config.nan_at), nn.CrossEntropyLoss()),
             optim=config.optim,
-            train=Samples(train, transform, config.engine.broken_images),
-            evaluations={"test": Samples(test, centre)},
+            train=lambda earlier: Samples(train, transform, config.engine.broken_images),
+            evaluations=lambda earlier: {"test": Samples(test, centre)},
             seed=config.seed,
             metadata={"classes": train.classes},
         )
@@ -124,7 +127,7 @@ def open_run(folder: Path, config: ToyConfig) -> RunFolder:
     return RunFolder(folder, config, resume=config.resume, facts=facts)
 
 
-def train(folder: Path, config: ToyConfig, transform: Any = jitter) -> dict[str, Any]:
+def train(folder: Path, config: ToyConfig, transform: Any = jitter) -> dict[str, Result]:
     with open_run(folder, config) as run:
         return run_stages(toy_stages(config, transform), run, config.engine)
 
@@ -132,16 +135,21 @@ def train(folder: Path, config: ToyConfig, transform: Any = jitter) -> dict[str,
 def traces(folder: Path) -> dict[str, str]:
     """What two equal runs have in common, byte for byte: weights, each stage's final state, metrics but for times."""
     found = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((folder / "weights").iterdir())}
-    for stage in {file.name.partition("-")[0] for file in (folder / "checkpoints").glob("*.pt")}:
-        file = max((folder / "checkpoints").glob(f"{stage}-*.pt"))
+    for stage in {stage_of(file) for file in (folder / "checkpoints").glob("*.pt")}:
+        file = max((folder / "checkpoints").glob(f"{stage}-e*.pt"))
         state = torch.load(file, weights_only=True)
-        for name in ("seconds", "waited", "offsets", "identity"):
-            state.pop(name)
+        for name in ("seconds", "waited"):
+            state["position"].pop(name)
         found[file.name] = hashlib.sha256(repr(_plain(state)).encode()).hexdigest()
-    rows = [line.split(",")[:12] for line in (folder / "metrics.csv").read_text().splitlines()]
-    found["metrics.csv"] = repr(rows)
-    found["metrics.jsonl lines"] = str(len((folder / "metrics.jsonl").read_text().splitlines()))
+    with (folder / "metrics.csv").open() as stream:
+        found["metrics.csv"] = repr([_without_times(row) for row in csv.DictReader(stream)])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    found["metrics.jsonl"] = repr([_without_times(json.loads(line)) for line in lines])
     return found
+
+
+def _without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("seconds", "images_per_second", "data_wait")}
 
 
 def _plain(value: Any) -> Any:

@@ -30,21 +30,22 @@ void by_block(const Diversify& op) {
          op, patches, Maps<uint32_t>(op.layout), DrawsFit);
 }
 
-template <class T, class Kind, int Elements, class Index>
-void to_map(const SpreadBits& op) {
+template <class T, class Op, int Elements, class Index>
+void to_map(const Op& op) {
   const auto chunks = blocks_for(op.layout.positions(), Elements);
-  launch(spread_maps<T, Kind, Elements, Index>, blocks_for(op.layout.maps() * chunks, kSpreadThreads), kSpreadThreads,
-         0, nullptr, op, Maps<Index>(op.layout), Divisor<Index>(chunks));
+  launch(spread_maps<T, Op, Elements, Index>, blocks_for(op.layout.maps() * chunks, kSpreadThreads), kSpreadThreads, 0,
+         nullptr, op, Maps<Index>(op.layout), Divisor<Index>(chunks));
 }
-template <class T, class Kind, class Index>
-void to_channel(const SpreadBits& op) {
-  launch(spread_channels<T, Kind, Index>, ChannelGroups<Index>::blocks(op.layout), kSpreadThreads,
+template <class T, class Op, class Index>
+void to_channel(const Op& op) {
+  launch(spread_channels<T, Op, Index>, ChannelGroups<Index>::blocks(op.layout), kSpreadThreads,
          kWarp * blocks_for(op.layout.positions(), kByte), nullptr, op, ChannelGroups<Index>(op.layout));
 }
 
 template <class T>
-void run(void (*suppress)(const Diversify&), void (*spread)(const SpreadBits&), void (*spread_mask)(const SpreadBits&),
-         const Layout4& layout, int64_t patch_size, bool seed_per_sample, Digest& digest) {
+void run(void (*suppress)(const Diversify&), void (*spread)(const SpreadGradient&),
+         void (*spread_mask)(const SpreadMask&), const Layout4& layout, int64_t patch_size, bool seed_per_sample,
+         Digest& digest) {
   const int64_t maps = layout.maps(), bytes = (layout.positions() + kByte - 1) / kByte;
   const auto features = numbers<T>(maps * layout.positions(), 4), grad = numbers<T>(maps, 5);
   std::vector<int64_t> seed(seed_per_sample ? layout.samples : 1, -17);
@@ -63,15 +64,18 @@ void run(void (*suppress)(const Diversify&), void (*spread)(const SpreadBits&), 
   forward.bits = bits.data();
   suppress(forward);
 
-  SpreadBits backward{};
+  SpreadGradient backward{};
   backward.layout = layout;
   backward.grad = grad.data();
   backward.bits = bits.data();
   backward.alpha = 0.1;
   backward.output = grad_maps.data();
   spread(backward);
-  backward.output = mask.data();
-  spread_mask(backward);
+  SpreadMask shown{};
+  shown.layout = layout;
+  shown.bits = bits.data();
+  shown.output = mask.data();
+  spread_mask(shown);
 
   digest.add(scores);
   digest.add(bits);
@@ -83,9 +87,9 @@ void launches(Digest& digest) {
   using U32 = uint32_t;
   using U64 = uint64_t;
   using BF16 = __nv_bfloat16;
-  using Gradient = GradientShades;
-  using Mask = MaskShades;
-  constexpr int64_t kHuge = INT64_MAX;  // a patch size
+  using Gradient = SpreadGradient;
+  using Mask = SpreadMask;
+  constexpr int64_t kWhole = 6;  // a patch that holds the map
   run<float>(by_map<float, 1, U32>, to_map<float, Gradient, 1, U32>, to_map<uint8_t, Mask, 1, U32>,
              contiguous(2, 5, 7, 7), 3, true, digest);
   run<float>(by_map<float, 4, U32>, to_map<float, Gradient, 4, U64>, to_map<uint8_t, Mask, 1, U32>,
@@ -101,7 +105,7 @@ void launches(Digest& digest) {
   run<BF16>(by_map<BF16, 8, U32>, to_map<BF16, Gradient, 8, U32>, to_map<uint8_t, Mask, 8, U32>,
             contiguous(2, 5, 8, 40), 3, true, digest);
   run<__half>(by_map<__half, 4, U32>, to_map<__half, Gradient, 4, U32>, to_map<uint8_t, Mask, 1, U32>,
-              contiguous(1, 11, 2, 6), kHuge, false, digest);
+              contiguous(1, 11, 2, 6), kWhole, false, digest);
   run<__half>(by_channel<__half, U64>, to_channel<__half, Gradient, U32>, to_channel<uint8_t, Mask, U32>,
               channels_last(1, 39, 4, 4), 9, true, digest);
 }

@@ -77,6 +77,7 @@ void run(void (*pool)(const GlobalKMaxPool&), void (*scatter)(const GlobalKMaxPo
   std::vector<Value> sums(chunks * k);
   GlobalKMaxPoolWeightGrad of_weight{};
   of_weight.k = k;
+  of_weight.maps = maps;
   of_weight.grad = grad.data();
   of_weight.values = values.data();
   of_weight.sums = sums.data();

@@ -36,22 +36,20 @@ void run(void (*losses_of)(const GradientBoosting&, int64_t), int64_t samples, i
   forward.target = target.data();
   forward.k = k;
   forward.ignore_index = -100;
-  forward.losses = losses.data();
-  forward.highest = highest.data();
-  forward.log_sum = log_sum.data();
-  forward.threshold = threshold.data();
+  forward.rows = {highest.data(), log_sum.data(), threshold.data(), losses.data()};
   losses_of(forward, samples);
   launch(reduce_losses<Value>, 1, kRowThreads, 0, nullptr, Global<Value>(losses.data()),
          Global<const int64_t>(target.data()), samples, forward.ignore_index, reduction, Global<Value>(loss.data()));
 
   GradientBoostingBackward backward{};
-  backward.forward = forward;
+  backward.classes = backward.row_stride = backward.grad_row_stride = classes;
+  backward.column_stride = backward.grad_column_stride = 1;
+  backward.scores = scores.data();
+  backward.target = target.data();
+  backward.rows = forward.rows;
   backward.grad = grad.data();
   backward.grad_per_sample = reduction == kNone;
-  backward.weight = losses.data();
   backward.grad_scores = grad_scores.data();
-  backward.row_stride = classes;
-  backward.column_stride = 1;
   launch(boosted_gradient<T>, static_cast<unsigned>(samples), kRowThreads, 0, nullptr, backward);
 
   digest.add(losses);

@@ -109,7 +109,8 @@ FAULTS: tuple[Fault, ...] = (wrong_first, no_positions, no_channels)
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
 CPU_TARGETS = (Target("read once", at_most=1.5),)
-CPU_BACKWARD_TARGETS = (Target("read and write once", at_most=1.5),)
+# Forward and backward together read twice and write once: 1.5 × three moves, over the two of the yardstick.
+CPU_BACKWARD_TARGETS = (Target("read and write once", at_most=2.25, text="ours / read and write once, with forward"),)
 # A copy moves each byte twice. Forward reads once; forward and backward together read twice and write once.
 CUDA_TARGETS = (Target("copy", at_least=1.7, text="copy / ours (1.7 is 85 % of the copy's bandwidth)"),)
 CUDA_BACKWARD_TARGETS = (Target("copy", at_least=0.567, text="copy / ours (0.567 is 85 % of the copy's bandwidth)"),)

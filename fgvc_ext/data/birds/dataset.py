@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .dataset import ImageDataset
-from .synthetic_classes import PARTS, Looks, differing_parts, make_species
-from .synthetic_drawing import draw_bird
+from ..dataset import ImageDataset
+from .drawing import draw_bird
+from .species import PARTS, Looks, differing_parts, make_species
 
-DRAWING_SOURCES = ("synthetic", "synthetic_classes", "synthetic_drawing", "synthetic_scene", "synthetic_shapes")
+DRAWING_SOURCES = ("dataset", "drawing", "scene", "shapes", "species")
 """The modules that decide every pixel."""
 
 _Arrays = dict[str, np.ndarray]

@@ -16,16 +16,17 @@ import torch
 from torch import nn
 from toy_training import ToyConfig, ToyImages, ToyModel, centre, open_run, toy_stages, traces, train
 
-from fgvc_ext.training import NonFiniteLoss, RunFolder, RunLocked, Samples, run_stages
-from fgvc_ext.training.classification import Classification
+from fgvc_ext.data.loading import Samples
+from fgvc_ext.models.weights_file import load_weights_file
+from fgvc_ext.training import Classification, NonFiniteLoss, RunFolder, RunLocked, run_stages
+from fgvc_ext.training.classification import mean_class_accuracy
 from fgvc_ext.training.config import OptimConfig, load_config, save_config
 from fgvc_ext.training.distributed import Process, current_process
 from fgvc_ext.training.evaluation import evaluate
-from fgvc_ext.training.metrics import COLUMNS, EventFiles, MetricFiles, mean_class_accuracy
+from fgvc_ext.training.metrics import COLUMNS, EventFiles, MetricFiles
 from fgvc_ext.training.optimisation import build_average, build_optimizer, build_scheduler, update_average
 from fgvc_ext.training.run_lock import RunLock
 from fgvc_ext.training.sampling import evaluation_loader
-from fgvc_ext.training.state import load_weights_file
 
 
 def _config(**changes) -> ToyConfig:
@@ -37,13 +38,13 @@ def _config(**changes) -> ToyConfig:
 
 
 def test_it_learns_and_writes_what_it_promises(tmp_path):
-    tasks = train(tmp_path, _config(epochs=12, ema_decay=None, lr=0.2))
+    results = train(tmp_path, _config(epochs=12, ema_decay=None, lr=0.2))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
-    assert tuple(rows[0]) == COLUMNS
+    names = ("train_accuracy", "train_loss", "test_accuracy", "test_loss", "test_class_accuracy")
+    assert tuple(rows[0]) == (*COLUMNS, *names)
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert float(rows[-1]["test_accuracy"]) > 0.9
-    assert rows[-1]["val_accuracy"] == rows[-1]["val_loss"] == ""
     assert float(rows[-1]["test_loss"]) < float(rows[0]["test_loss"])
     assert float(rows[-1]["test_class_accuracy"]) > 0.9
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12
@@ -53,8 +54,9 @@ def test_it_learns_and_writes_what_it_promises(tmp_path):
     assert run["stages"][0]["accuracy"]["last"] == pytest.approx(float(rows[-1]["test_accuracy"]), abs=1e-5)
     state, metadata = load_weights_file(tmp_path / "weights/last.safetensors")
     assert metadata["classes"] == ["class 0", "class 1", "class 2"]
-    assert metadata["config_hash"] == run["config_hash"]
-    assert all(torch.equal(state[name], value) for name, value in tasks["first"].model.state_dict().items())
+    assert metadata["config_hash"] == run["stages"][0]["config_hash"]
+    assert (tmp_path / "weights/last.safetensors").read_bytes() == results["first"].path.read_bytes()
+    assert set(state) == set(ToyModel().state_dict())
     assert not (tmp_path / "run.lock").exists()
 
 
@@ -66,14 +68,16 @@ def test_a_step_is_sgd_on_the_mean_loss(tmp_path):
     start = Classification(ToyModel(), nn.CrossEntropyLoss())
     start.model.backbone[3] = nn.Identity()  # dropout
     state = {name: value.clone() for name, value in start.state_dict().items()}
-    stage.build = lambda: start
+    stage.build = lambda earlier: start
+    images = stage.train({})
     with open_run(tmp_path, config) as run:
-        trained = run_stages([stage], run, config.engine)["first"].state_dict()
+        run_stages([stage], run, config.engine)
+    trained = start.state_dict()
     by_hand = Classification(ToyModel(), nn.CrossEntropyLoss()).train()
     by_hand.model.backbone[3] = nn.Identity()
     by_hand.load_state_dict(state)
-    images = torch.stack([centre(stage.train.dataset.load(i)) for i in range(33)])
-    nn.functional.cross_entropy(by_hand.model(images), stage.train.dataset.labels).backward()
+    batch = torch.stack([centre(images.dataset.load(i)) for i in range(33)])
+    nn.functional.cross_entropy(by_hand.model(batch), images.dataset.labels).backward()
     for name, parameter in by_hand.named_parameters():
         rate = 0.1 if "classifier" in name else 0.05
         expected = parameter.detach() - rate * (parameter.grad + 1e-4 * parameter.detach())
@@ -90,9 +94,9 @@ def test_accumulated_gradients_equal_one_batch(tmp_path):
     for accumulate in (1, 3):
         config = _config(accumulate=accumulate, ema_decay=None)
         (stage,) = toy_stages(config)
-        stage.build = lambda: Classification(NoNorm(), nn.CrossEntropyLoss())
+        stage.build = lambda earlier: Classification(NoNorm(), nn.CrossEntropyLoss())
         with open_run(tmp_path / str(accumulate), config) as run:
-            results.append(run_stages([stage], run, config.engine)["first"].state_dict())
+            results.append(load_weights_file(run_stages([stage], run, config.engine)["first"].path)[0])
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-6)
 
@@ -107,8 +111,8 @@ def test_a_nan_loss_stops_with_step_samples_and_checkpoint(tmp_path):
 
 
 def test_a_skipped_step_leaves_nothing_behind(tmp_path):
-    tasks = train(tmp_path, _config(nan_at=6, max_skipped_steps=1))
-    assert all(value.isfinite().all() for value in tasks["first"].state_dict().values())
+    results = train(tmp_path, _config(nan_at=6, max_skipped_steps=1))
+    assert all(value.isfinite().all() for value in load_weights_file(results["first"].path)[0].values())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("skipped_steps") for row in rows] == [None, 1, None]
 
@@ -116,7 +120,9 @@ def test_a_skipped_step_leaves_nothing_behind(tmp_path):
 def test_broken_images_are_counted(tmp_path):
     config = _config(broken_images="skip")
     (stage,) = toy_stages(config)
-    stage.train.dataset.broken = (4, 5, 6)
+    samples = stage.train({})
+    samples.dataset.broken = (4, 5, 6)
+    stage.train = lambda earlier: samples
     with open_run(tmp_path, config) as run:
         run_stages([stage], run, config.engine)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -131,7 +137,7 @@ def test_parameters_without_gradient_are_named(tmp_path):
 
     config = _config()
     (stage,) = toy_stages(config)
-    stage.build = lambda: Classification(Unused(), nn.CrossEntropyLoss())
+    stage.build = lambda earlier: Classification(Unused(), nn.CrossEntropyLoss())
     with (
         pytest.raises(RuntimeError, match=r"does not depend on model\.classifier\.extra"),
         open_run(tmp_path, config) as r,
@@ -287,11 +293,33 @@ def test_mean_class_accuracy_leaves_out_classes_without_images():
     assert mean_class_accuracy(confusion) == pytest.approx((3 / 4 + 2 / 4) / 2)
 
 
-def test_metrics_of_an_older_run_keep_their_columns(tmp_path):
+def _row(stage: str, epoch: int, **values: float) -> dict:
+    return {"stage": stage, "epoch": epoch, "step": 4 * epoch, **values}
+
+
+def test_new_measures_get_columns_of_their_own(tmp_path):
     files = MetricFiles(tmp_path)
-    files.csv.write_text("stage,epoch,seconds\n")
-    files.append({"stage": "a", "epoch": 1, "seconds": 2.0, "test_loss": 1.0})
-    assert files.csv.read_text() == "stage,epoch,seconds\na,1,2\n"
+    files.append(_row("a", 1, train_loss=2.0))
+    files.append(_row("a", 2, train_loss=1.0, test_iou=0.5))
+    files.append(_row("b", 1, train_loss=3.0))
+    files.append(_row("a", 3, train_loss=0.5))
+    header, *lines = files.csv.read_text().splitlines()
+    assert header == ",".join((*COLUMNS, "train_loss", "test_iou"))
+    assert [line.split(",")[0] for line in lines] == ["a", "a", "a", "b"], "a line stands behind those of its stage"
+    assert [line.split(",")[-2:] for line in lines] == [["2", ""], ["1", "0.5"], ["0.5", ""], ["3", ""]]
+    assert [json.loads(line)["epoch"] for line in files.jsonl.open()] == [1, 2, 3, 1]
+
+
+def test_lines_behind_a_checkpoint_are_dropped(tmp_path):
+    files = MetricFiles(tmp_path)
+    for stage, epoch in (("a", 1), ("b", 1), ("b", 2), ("a-b", 2)):
+        files.append(_row(stage, epoch, train_loss=1.0))
+    for file in (files.csv, files.jsonl):  # killed in the middle of a line
+        file.write_bytes(file.read_bytes() + b"b,3,")
+    files.drop("b", after=1)
+    kept = [("a", "1"), ("b", "1"), ("a-b", "2")]
+    assert [(row["stage"], row["epoch"]) for row in csv.DictReader(files.csv.open())] == kept
+    assert [(row["stage"], str(row["epoch"])) for row in map(json.loads, files.jsonl.open())] == kept
 
 
 def test_event_files_are_written_where_tensorboard_is(tmp_path):

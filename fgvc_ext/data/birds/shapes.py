@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .synthetic_scene import Color, Point, uniform
+from .scene import Color, Point, uniform
 
 Box = tuple[int, int, int, int]
 _CIRCLE = [(math.cos(2 * math.pi * k / 24), math.sin(2 * math.pi * k / 24)) for k in range(24)]

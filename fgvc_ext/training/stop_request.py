@@ -1,9 +1,11 @@
-"""How a run ends early: a request to stop, and numbers that are no numbers."""
+"""How a run is asked to stop, and what it answers."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,10 +19,6 @@ class Preempted(Exception):  # noqa: N818 (says what happened)
     status = "preempted"
 
 
-class NonFiniteLoss(FloatingPointError):  # noqa: N818 (says what happened)
-    """A loss or gradient that is NaN or infinite."""
-
-
 class StopRequest:
     """Turns SIGTERM and the first Ctrl-C into a flag that the engine reads between two steps.
 
@@ -30,6 +28,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._nothing_to_save = ""
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -41,7 +40,18 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self, what: str) -> Iterator[None]:
+        """Within this context a signal raises Preempted where it arrives: `what` is made anew, so nothing is saved."""
+        self._nothing_to_save = what
+        try:
+            yield
+        finally:
+            self._nothing_to_save = ""
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt  # the second Ctrl-C means it
         self.received = signal.Signals(number)
+        if self._nothing_to_save:
+            raise Preempted(f"{self.received.name} received; {self._nothing_to_save} will be made anew")

@@ -14,17 +14,9 @@ import pytest
 import torch
 from toy_training import Child, save_forever, save_more_than_fits
 
-from fgvc_ext.training.state import (
-    CheckpointCorrupt,
-    Checkpoints,
-    file_sha256,
-    load_checkpoint,
-    load_weights_file,
-    random_state,
-    restore_random_state,
-    save_weights,
-    write_atomically,
-)
+from fgvc_ext.atomic_files import file_sha256, write_atomically
+from fgvc_ext.training.checkpoints import CheckpointCorrupt, Checkpoints, load_checkpoint, stage_of
+from fgvc_ext.training.random_state import random_state, restore_random_state
 
 
 def test_the_newest_two_are_kept(tmp_path):
@@ -41,11 +33,19 @@ def test_the_newest_two_are_kept(tmp_path):
 
 
 def test_stages_do_not_touch_each_other(tmp_path):
-    for stage in ("a", "b"):
-        for step in range(3):
+    # some names begin like the files of others do
+    names = ("model", "model-ema", "model-e", "m", "model-e00000-s000000001")
+    for step in range(4):
+        for stage in names:
             Checkpoints(tmp_path, stage).save({"stage": stage}, epoch=0, step=step)
-    assert Checkpoints(tmp_path, "a").load_latest()[0] == {"stage": "a"}
-    assert Checkpoints(tmp_path, "c").load_latest() is None
+    for stage in names:
+        kept = Checkpoints(tmp_path, stage).manifests()
+        assert [int(file.stem[-9:]) for file in kept] == [3, 2]
+        assert Checkpoints(tmp_path, stage).load_latest()[0] == {"stage": stage}
+        assert {stage_of(file) for file in kept} == {stage}
+    Checkpoints(tmp_path, "model").discard_newer(None)
+    assert Checkpoints(tmp_path, "model").load_latest() is None
+    assert Checkpoints(tmp_path, "model-ema").load_latest()[0] == {"stage": "model-ema"}
 
 
 def test_killed_while_saving_again_and_again(tmp_path):
@@ -137,22 +137,3 @@ def test_random_state_survives_a_file(tmp_path):
     _draws()
     restore_random_state(Checkpoints(tmp_path, "s").load_latest()[0])
     assert _draws() == expected
-
-
-def test_weights_are_the_same_bytes_each_time(tmp_path):
-    state = {"w": torch.randn(3, 4).t(), "n": torch.tensor(3)}
-    metadata = {"classes": ["a", "b"], "preprocessing": {"crop": 8}, "method": "m", "z": 1}
-    hashes = {save_weights(tmp_path / f"{i}.safetensors", state, metadata) for i in range(3)}
-    assert len(hashes) == 1
-    loaded, found = load_weights_file(tmp_path / "0.safetensors")
-    assert found == metadata
-    assert torch.equal(loaded["w"], state["w"])
-    assert loaded["n"] == 3
-
-
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 16])
-def test_broken_weights_are_named(content, tmp_path):
-    file = tmp_path / "w.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(CheckpointCorrupt, match=r"w\.safetensors"):
-        load_weights_file(file)

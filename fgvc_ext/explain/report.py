@@ -21,7 +21,7 @@ from fgvc_ext.explain.palette import percent
 
 __all__ = ["Report", "Section", "read_rows", "save_figure", "write_run_report"]
 
-_ACCURACIES = {
+_KINDS = {
     "last": "last",
     "five_crop": "last, five crops",
     "best_val": "best on validation",
@@ -77,19 +77,25 @@ def _group(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _stages(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     stages = facts.get("stages")
-    if isinstance(stages, dict):
-        stages = [{"name": name, **(stage if isinstance(stage, dict) else {})} for name, stage in stages.items()]
     return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
 
 
-def _accuracy(stage: Mapping[str, Any], kind: str) -> float | None:
-    found = stage.get("accuracy")
-    found = found.get(kind) if isinstance(found, dict) else found if kind == "last" else None
+def _main_measure(stage: Mapping[str, Any]) -> str:
+    return str(stage.get("headline", "accuracy"))
+
+
+def _value(stage: Mapping[str, Any], kind: str) -> float | None:
+    """A stage's main measure: "last", "best_test", "five_crop", …"""
+    found = stage.get(_main_measure(stage))
+    found = found.get(kind) if isinstance(found, dict) else None
     return float(found) if isinstance(found, (int, float)) and math.isfinite(found) else None
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else percent(share, 1)
+def _shown(measure: str, value: float | None) -> str | None:
+    """Accuracies as percent, other measures as numbers."""
+    if value is None or not math.isfinite(value):
+        return None
+    return percent(value, 1) if measure.endswith("accuracy") else f"{value:.4g}"
 
 
 def _number(value: Any) -> str | None:
@@ -106,15 +112,14 @@ def _subtitle(facts: Mapping[str, Any]) -> str:
 
 
 def _headline(report: Report, facts: Mapping[str, Any]) -> None:
-    finished = [(stage, _accuracy(stage, "last")) for stage in _stages(facts)]
-    finished = [(stage, last) for stage, last in finished if last is not None]
+    finished = [stage for stage in _stages(facts) if _value(stage, "last") is not None]
     if finished:
-        stage, last = finished[-1]
+        stage, measure = finished[-1], _main_measure(finished[-1])
         name = f" of “{stage['name']}”" if stage.get("name") and len(_stages(facts)) > 1 else ""
-        report.headline(_percent(last) or "–", f"test accuracy{name}, last epoch, single crop")
-        five = _accuracy(stage, "five_crop")
-        if five is not None:
-            report.headline(_percent(five) or "–", "the same with five crops")
+        crop = ", single crop" if measure == "accuracy" else ""
+        report.headline(_shown(measure, _value(stage, "last")) or "–", f"test {measure}{name}, last epoch{crop}")
+        if (five := _value(stage, "five_crop")) is not None:
+            report.headline(_shown(measure, five) or "–", "the same with five crops")
     data = _group(facts, "data")
     classes = _number(data.get("classes"))
     if classes and classes != "0":
@@ -129,19 +134,36 @@ def _result(section: Section, facts: Mapping[str, Any]) -> None:
     if status not in (None, "finished", "done", "completed"):
         section.note(f"This run is not finished (status: {status}); what follows is what it holds so far.")
     stages = _stages(facts)
-    kinds = [kind for kind in _ACCURACIES if any(_accuracy(stage, kind) is not None for stage in stages)]
+    kinds = [kind for kind in _KINDS if any(_value(stage, kind) is not None for stage in stages)]
     if stages:
-        header = ["stage", "status", *(_ACCURACIES[kind] for kind in kinds)]
+        header = ["stage", "status", "measure", *(_KINDS[kind] for kind in kinds)]
         rows = [
-            [stage.get("name"), stage.get("status"), *(_percent(_accuracy(stage, kind)) for kind in kinds)]
+            [
+                stage.get("name"),
+                stage.get("status"),
+                _main_measure(stage) if _value(stage, "last") is not None else None,
+                *(_shown(_main_measure(stage), _value(stage, kind)) for kind in kinds),
+            ]
             for stage in stages
         ]
-        section.table(header, rows, caption="Accuracy on the test images; one crop where nothing else is said.")
+        section.table(header, rows, caption="On the test images; one crop where nothing else is said.")
     if "best_test" in kinds:
         section.note(_BEST_ON_TEST)
+    if lines := [line for stage in stages for line in _all_measures(stage)]:
+        section.table(["stage", "evaluation", "measure", "last epoch"], lines, fold="All measures")
     notes = facts.get("notes")
     for note in notes if isinstance(notes, list) else []:
         section.note(str(note))
+
+
+def _all_measures(stage: Mapping[str, Any]) -> list[list[str | None]]:
+    """One line for each measure of each evaluation."""
+    lines = []
+    for evaluation, values in _group(stage, "measures").items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            number = value if isinstance(value, (int, float)) else math.nan
+            lines.append([stage.get("name"), evaluation, str(name), _shown(str(name), number)])
+    return lines
 
 
 def _curves(section: Section, run: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -200,7 +222,7 @@ def _confusions(section: Section, rows: Sequence[Mapping[str, str]]) -> None:
 def _reproduce(section: Section, facts: Mapping[str, Any]) -> None:
     sessions = facts.get("sessions")
     sessions = [entry for entry in sessions if isinstance(entry, dict)] if isinstance(sessions, list) else []
-    first = sessions[0] if sessions else facts
+    first = sessions[0] if sessions else {}
     if command := first.get("command"):
         section.code(shlex.join(map(str, command)) if isinstance(command, list) else str(command))
     if len(sessions) > 1:

@@ -13,9 +13,9 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from .synthetic_classes import PARTS, Looks
-from .synthetic_scene import Color, Point, Scene, jitter, mix, uniform
-from .synthetic_shapes import Canvas, Frame, circle, smooth
+from .scene import Color, Point, Scene, jitter, mix, uniform
+from .shapes import Canvas, Frame, circle, smooth
+from .species import PARTS, Looks
 
 SUPERSAMPLING = 2
 """Canvas pixels a side for one image pixel: the drawing's antialiasing."""

@@ -14,7 +14,7 @@ from PIL import Image
 from fgvc_ext.explain import document
 from fgvc_ext.explain.confusions import confused_pairs, write_confusions_csv
 from fgvc_ext.explain.figures import curves_figure
-from fgvc_ext.training.report import Report, Section, read_rows, save_figure, write_run_report
+from fgvc_ext.explain.report import Report, Section, read_rows, save_figure, write_run_report
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
 METRICS = "stage,epoch,lr,train_loss,train_accuracy,test_accuracy,images_per_second\n"
@@ -69,9 +69,10 @@ def run(tmp_path):
     folder.mkdir()
     facts = {
         "status": "finished",
-        "command": ["python", "train/subtle_differences.py", "demo"],
+        "sessions": [
+            {"command": ["python", "train/subtle_differences.py", "demo"], "versions": {"torch": "2.15.0"}},
+        ],
         "seed": 3,
-        "versions": {"torch": "2.15.0"},
         "data": {"name": EVIL, "fingerprint": "f00d", "classes": 20, "train_images": 600, "test_images": 400},
         "stages": [
             {"name": "plain", "status": "done", "accuracy": {"last": 0.5, "best_test": 0.625, "best_val": None}},

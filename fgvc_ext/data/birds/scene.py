@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .synthetic_classes import pick
+from .species import pick
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]

@@ -1,0 +1,87 @@
+"""Files that appear whole or not at all, whatever happens to the process that writes them, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> tuple[int, str]:
+    """Let `write` fill the file; it appears whole or not at all, and what was there before stays until then.
+
+    Returns:
+        Size in bytes and sha256 of what was written.
+
+    Raises:
+        OSError: it cannot be written; the message names the file.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    hashing = None
+    try:
+        with open(temporary, "wb") as raw:
+            hashing = _HashingFile(raw)
+            write(hashing)  # type: ignore[arg-type]
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, file)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        # torch.save answers a full disk with a RuntimeError about its own file format: the cause is the first failure
+        cause = hashing.failure if hashing is not None and hashing.failure is not None else error
+        if isinstance(error, (OSError, RuntimeError)) and isinstance(cause, OSError):
+            told = OSError(f"cannot write {file}: {cause.strerror or cause}")
+            told.errno = cause.errno
+            raise told from error
+        raise
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return hashing.size, hashing.sha256.hexdigest()
+
+
+class _HashingFile:
+    """Write-only file that hashes on the way (torch.save writes forwards only)."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.sha256.update(view)
+        self.size += len(view)
+        try:
+            written = self.file.write(view)
+            if written != len(view):
+                raise OSError(f"{written} of {len(view)} bytes were written")
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def file_sha256(file: str | Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: IO[bytes]) -> str:
+    result = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        result.update(chunk)
+    return result.hexdigest()
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_atomically(file, lambda stream: stream.write((json.dumps(value, indent=2) + "\n").encode()))

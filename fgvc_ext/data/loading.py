@@ -1,0 +1,120 @@
+"""From a data set to batches: samples with random numbers of their own, and the processes that load them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .dataset import BrokenImageError, ImageDataset
+
+Key = tuple[int, int]
+"""Index of a sample in its data set, and the seed of its random numbers."""
+Batch = dict[str, torch.Tensor]
+
+
+class Samples(Dataset):
+    """Images of a data set, transformed with the random numbers of their keys.
+
+    The transform draws from torch's CPU generator, which is seeded for each sample and put back afterwards.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        broken_images: Literal["error", "skip"] = "error",
+        crops: int = 1,
+    ) -> None:
+        self.dataset, self.transform, self.broken_images = dataset, transform, broken_images
+        self.crops = crops  # images that the transform makes of one: a batch holds so many times fewer samples
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> dict[str, Any] | None:
+        index, seed = key
+        try:
+            image = self.dataset.load(index)
+        except BrokenImageError:
+            if self.broken_images == "error":
+                raise
+            return None
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also reset the GPU's generator, which fork_rng(devices=[]) does not put back
+            torch.default_generator.manual_seed(seed)
+            image = self.transform(image)
+        return {"image": image, "label": int(self.dataset.labels[index]), "index": index, "seed": seed}
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any] | None] | Exception:
+        """The samples of a batch, or what is wrong with one of them.
+
+        The error is handed over rather than raised, since a loading process would wrap it in its own traceback.
+        """
+        try:
+            return [self[key] for key in keys]
+        except (BrokenImageError, ValueError, OSError) as error:
+            return error
+
+
+def collate(samples: Sequence[dict[str, Any] | None] | Exception) -> Batch | Exception:
+    """Stack samples: image [N,3,H,W] (five crops: [N,5,3,H,W]); label, index, seed int64 [N]; skipped int64 []."""
+    if isinstance(samples, Exception):
+        return samples
+    kept = [sample for sample in samples if sample is not None]
+    batch = {name: torch.tensor([s[name] for s in kept], dtype=torch.int64) for name in ("label", "index", "seed")}
+    batch["image"] = torch.stack([s["image"] for s in kept]) if kept else torch.empty(0, 3, 1, 1)
+    batch["skipped"] = torch.tensor(len(samples) - len(kept))
+    return batch
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    # A scheduler signals every process; a worker that died of it would take the final checkpoint with it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Loader(DataLoader):
+    """A DataLoader whose errors are those of its samples, and whose processes end when it is closed.
+
+    Close it in a `finally`: its processes ignore the signal by which Python ends the children that are left at exit,
+    and would be waited for without end.
+    """
+
+    _running: Any = None
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._running = super().__iter__()
+        for batch in self._running:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the loading processes; the loader can be iterated again."""
+        running, self._running, self._iterator = self._running, None, None
+        processes = getattr(running, "_workers", [])
+        if processes:
+            running._shutdown_workers()
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def make_loader(samples: Samples, batches: Any, *, workers: int, **options: Any) -> Loader:
+    """Loader of the batches of keys that `batches` yields; `options` go to DataLoader."""
+    # Its own generator: iter(DataLoader) draws a number, and from the global generator that would shift every
+    # dropout mask of a run that was continued in the middle of an epoch.
+    return Loader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )

@@ -1,0 +1,138 @@
+"""The images of a run: their configuration, the splits of the data set, and the samples that training sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import load_dataset
+from .check import verify_files
+from .dataset import ImageDataset, split_validation
+from .loading import Samples
+from .transforms import Preprocessing, eval_transform, five_crop_transform, train_transform
+
+
+@dataclass
+class DataConfig:
+    """The images and how they are prepared."""
+
+    name: Literal["synthetic", "folder", "cub"] = "synthetic"
+    root: Path | None = None
+    """Folder that holds the data; the synthetic birds need none."""
+    resize: int = 600
+    """Length of the shorter side before the crop, in pixels."""
+    crop: int = 448
+    """Side of the square that the network sees: random in training, the centre in evaluation."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation."""
+    val_fraction: float = 0.0
+    """Share of each class's training images that is held out for validation; a folder ROOT/val serves without it."""
+    classes: int = 20
+    """synthetic: number of classes."""
+    train_per_class: int = 30
+    """synthetic: training images of a class."""
+    test_per_class: int = 20
+    """synthetic: test images of a class."""
+    image_size: int = 128
+    """synthetic: side of the images that are drawn, in pixels."""
+
+
+@dataclass
+class Datasets:
+    """The data of a run; `val` is None without a validation share or folder."""
+
+    train: ImageDataset
+    test: ImageDataset
+    val: ImageDataset | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of them, and what a continued run must find again."""
+        facts: dict[str, Any] = {"name": self.train.name, "classes": self.train.classes}
+        for name, dataset in (("train", self.train), ("test", self.test), ("val", self.val)):
+            if dataset is not None:
+                facts |= {f"{name}_images": len(dataset), f"{name}_fingerprint": dataset.fingerprint()}
+        return facts
+
+
+def load_datasets(
+    config: DataConfig, seed: int, limit_train: int | None = None, limit_test: int | None = None
+) -> Datasets:
+    """Read both splits, hold out the validation share, apply the limits (which keep images evenly spread).
+
+    Of an image folder, ROOT/val is the validation set; it is what is evaluated on where there is no ROOT/test. The
+    files of what is evaluated on are decoded once: a broken one stops a run here, not in its first evaluation.
+    """
+    options: dict[str, Any] = {}
+    if config.name == "synthetic":
+        names = ("classes", "train_per_class", "test_per_class", "image_size")
+        options = {name: getattr(config, name) for name in names}
+    elif config.root is None:
+        raise ValueError(f"data set {config.name!r} needs the folder that holds it: --data.root FOLDER")
+    elif not config.root.is_dir():
+        raise FileNotFoundError(f"--data.root: {config.root} is not a folder")
+    tested, validated = _split_names(config)
+    train, test = (load_dataset(config.name, config.root, split, **options) for split in ("train", tested))
+    val = load_dataset(config.name, config.root, validated) if validated else None
+    if config.val_fraction:
+        train, val = split_validation(train, config.val_fraction, seed)
+    train = train.subset(evenly_spaced(len(train), limit_train))
+    datasets = Datasets(train, test.subset(evenly_spaced(len(test), limit_test)), val)
+    for line in [verify_files(dataset) for dataset in (datasets.test, datasets.val) if dataset is not None]:
+        if line:
+            print(line, flush=True)
+    return datasets
+
+
+def _split_names(config: DataConfig) -> tuple[str, str | None]:
+    """Which splits of the data set are evaluated on as "test" and as "val" (None: none, or a share of train)."""
+    root = config.root
+    if config.name != "folder" or root is None or not (root / "val").is_dir():
+        return "test", None
+    if not (root / "test").is_dir():
+        print(f"{root}: no folder 'test': 'val' is evaluated on in its place", flush=True)
+        return "val", None
+    if config.val_fraction:
+        raise ValueError(f"--data.val-fraction: {root / 'val'} is the validation set already: leave out one of the two")
+    return "test", "val"
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """At most `limit` of `count` indices, spread evenly, so that a list sorted by class keeps all of its classes."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    if limit < 1:
+        raise ValueError(f"limit: expected a positive number of images, got {limit}")
+    return [i * count // limit for i in range(limit)]
+
+
+def preprocessing(config: DataConfig, backbone: Mapping[str, Any]) -> Preprocessing:
+    """What an image goes through before the network sees it: this run's sizes, and what the backbone's weights expect.
+
+    Args:
+        backbone: mean, std and interpolation, see `models.backbone_preprocessing`.
+    """
+    return Preprocessing(resize=config.resize, crop=config.crop, **backbone)
+
+
+def training_samples(
+    datasets: Datasets, config: DataConfig, prepare: Preprocessing, broken_images: Literal["error", "skip"] = "error"
+) -> Samples:
+    """The training images, augmented as `config` says."""
+    transform = train_transform(**prepare.options(), flip=config.flip, jitter=config.jitter)
+    return Samples(datasets.train, transform, broken_images)
+
+
+def evaluation_samples(datasets: Datasets, prepare: Preprocessing) -> dict[str, Samples]:
+    """Single-crop samples under "test", and "val" where there is one."""
+    transform = eval_transform(**prepare.options())
+    found = {"test": datasets.test, "val": datasets.val}
+    return {name: Samples(dataset, transform) for name, dataset in found.items() if dataset is not None}
+
+
+def five_crop_samples(datasets: Datasets, prepare: Preprocessing) -> Samples:
+    """Test samples of five crops each, [5,3,h,w]: the task takes their mean score."""
+    return Samples(datasets.test, five_crop_transform(**prepare.options()), crops=5)

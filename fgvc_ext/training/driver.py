@@ -1,0 +1,210 @@
+"""From a command line to an exit code: what all drivers share.
+
+A driver is a `Driver`: a configuration with presets, and its stages as a function of configuration and data. `main`
+reads the command line, finds the run's folder, trains, writes the report, and turns what went wrong into one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+import tyro
+
+from fgvc_ext.data import BrokenImageError
+from fgvc_ext.data.pipeline import Datasets, load_datasets
+from fgvc_ext.models import Model, WeightsFileError, load
+from fgvc_ext.training import distributed
+from fgvc_ext.training.checkpoints import CheckpointCorrupt
+from fgvc_ext.training.config import RunConfig, check_limits, load_config
+from fgvc_ext.training.device import choose_device
+from fgvc_ext.training.run_folder import RunFolder, RunLocked, read_run
+from fgvc_ext.training.stages import Artefact, Result, Results, Stage, check_names, run_stages
+from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted
+from fgvc_ext.training.trainer import NonFiniteLoss
+
+if TYPE_CHECKING:  # it needs matplotlib, and only a report does
+    from fgvc_ext.explain.comparison import ModelView
+
+Config = TypeVar("Config", bound=RunConfig)
+ERRORS = (ValueError, OSError, BrokenImageError, RunLocked, CheckpointCorrupt, WeightsFileError, NonFiniteLoss)
+"""What is told in one line; anything else is a bug and shows its traceback."""
+
+
+@dataclass(frozen=True)
+class Driver(Generic[Config]):
+    """One paper's pipeline.
+
+    Attributes:
+        title: heading of report and help.
+        presets: name → (one line for the help, configuration); all of one class derived from `RunConfig`.
+        stages: configuration and data → stages and artefacts in their order.
+        view: a trained model → what the report shows of it; None: no pictures of models.
+        figures: draws a paper's own figures into the run folder (`explain.document.save_figure`), before the report.
+    """
+
+    title: str
+    presets: Mapping[str, tuple[str, Config]]
+    stages: Callable[[Config, Datasets], Sequence[Stage | Artefact]]
+    view: Callable[[Any], ModelView] | None = None
+    figures: Callable[[Config, Datasets, Results], None] | None = None
+
+    def main(self, arguments: Sequence[str] | None = None, program: Sequence[str] | None = None) -> int:
+        """Read the configuration, train, report; returns the exit code: 0 done, 75 preempted, 1 an error.
+
+        Args:
+            arguments: of the command line; None: this process' own.
+            program: the words before them in a command that starts this driver again.
+        """
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        program = [sys.executable, sys.argv[0]] if program is None else list(program)
+        debug = False
+        try:
+            config = self.read_arguments(arguments)
+            debug = config.debug
+            with distributed.joined():
+                return self._run(config, arguments)
+        except Preempted as stop:
+            print(f"{stop}. To go on: {command_to_go_on(program, arguments)}")
+            return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
+        except ERRORS as error:
+            if debug:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    def read_arguments(self, arguments: Sequence[str]) -> Config:
+        """A preset and changes to it, or --config FILE and changes to that."""
+        markers = (tyro.conf.FlagConversionOff,)
+        if list(arguments[:1]) == ["--config"]:
+            if len(arguments) < 2:
+                raise ValueError("--config: expected the config.json of a run")
+            kind = type(next(iter(self.presets.values()))[1])
+            base = load_config(kind, arguments[1])
+            config = tyro.cli(kind, default=base, args=arguments[2:], config=markers)
+        else:
+            ways = "Give a preset and changes to it, or repeat a run: --config RUN/config.json [changes]."
+            config = tyro.extras.overridable_config_cli(
+                dict(self.presets), args=list(arguments), config=markers, description=f"{self.title}.\n\n{ways}"
+            )
+        check_limits(config)
+        return config
+
+    def _run(self, config: Config, arguments: Sequence[str]) -> int:
+        datasets = load_datasets(config.data, config.seed, config.limit_train, config.limit_test)
+        facts = {"title": self.title, "data": datasets.facts(), "seed": config.seed}
+        if not any(word.partition("=")[0] == "--out" for word in arguments):
+            config_hash = RunFolder(config.out, config, facts=facts).config_hash
+            config = dataclasses.replace(config, out=distributed.on_main(choose_folder, config, config_hash))
+        stages = self.stages(config, datasets)
+        if config.dry_run:
+            show_plan(config, stages)
+            return 0
+        with RunFolder(config.out, config, resume=config.resume, facts=facts) as run:
+            results = run_stages(stages, run, config.engine, force=config.force_stage)
+        if distributed.is_main():
+            for entry in run.data["stages"]:
+                print(_summary(entry))
+            if config.report:
+                print(f"report: {self._report(config, datasets, results)}")
+        return 0
+
+    def _report(self, config: Config, datasets: Datasets, results: Mapping[str, Result]) -> Path:
+        """Figures of the test images, seen by every trained model, and report.html; returns its path."""
+        from fgvc_ext.explain.comparison import explain_models
+        from fgvc_ext.explain.crop import CentreCrop
+        from fgvc_ext.explain.report import write_run_report
+
+        models = _models(results, choose_device(config.engine.device)) if self.view is not None else {}
+        if models and self.view is not None:
+            prepare = next(reversed(models.values())).preprocessing
+            explain_models(
+                config.out,
+                datasets.test,
+                {name: self.view(model) for name, model in models.items()},
+                prepare=prepare.transform(),
+                frame=CentreCrop(prepare.resize, prepare.crop),
+                seed=config.seed,
+            )
+        if self.figures is not None:
+            self.figures(config, datasets, results)
+        return write_run_report(config.out)
+
+
+def _models(results: Mapping[str, Result], device: torch.device) -> dict[str, Model]:
+    files = {name: path for name, (path, _) in results.items() if path.parent.name == "weights"}
+    return {name: load(path, device) for name, path in files.items()}
+
+
+def _summary(entry: Mapping[str, Any]) -> str:
+    """ "ours: last 71.2 %, best_test 72.0 %" """
+    headline = entry.get("headline")
+    if headline is None:
+        return f"{entry['name']}: {entry['status']}"
+    values = entry[headline].items()
+    if headline == "accuracy":
+        return f"{entry['name']}: " + ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in values)
+    return f"{entry['name']}: " + ", ".join(f"{kind} {headline} {value:.4g}" for kind, value in values)
+
+
+def choose_folder(config: RunConfig, config_hash: str) -> Path:
+    """The folder of a run whose --out is a default: the one to go on with, or the next number that is free.
+
+    A run that is unfinished and has this configuration goes on. Others are left alone, unless the command asks for a
+    run that is there (--resume must, --force-stage): then it is the one with the highest number.
+    """
+    if config.resume not in ("auto", "must", "never"):
+        return Path(config.resume).parent.parent
+    folder, newest, number = config.out, config.out, 1
+    while (folder / "run.json").exists():
+        newest = folder
+        try:
+            found = read_run(folder / "run.json")
+        except ValueError:  # damaged: none to go on with
+            found = {}
+        mine = found.get("status") != "finished" and found.get("config_hash") == config_hash
+        if mine and config.resume != "never":
+            return folder
+        number += 1
+        folder = config.out.with_name(f"{config.out.name}-{number}")
+    return newest if config.resume == "must" or config.force_stage else folder
+
+
+def command_to_go_on(program: Sequence[str], arguments: Sequence[str]) -> str:
+    """The command that continues a run from its newest checkpoint, ready for a shell."""
+    kept, skip = [], False
+    for argument in arguments:
+        if argument.startswith("--"):  # with its values it is left out: what was forced has begun
+            skip = argument.partition("=")[0] in ("--resume", "--force-stage")
+        if not skip:
+            kept.append(argument)
+    return shlex.join([*program, *kept, "--resume", "auto"])
+
+
+def show_plan(config: RunConfig, stages: Sequence[Stage | Artefact]) -> None:
+    """--dry-run: the resolved configuration, the stages, and one image through those that need no other."""
+    check_names(stages)
+    for name, value in dataclasses.asdict(config).items():
+        print(f"{name}: {value}")
+    for stage in stages:
+        if stage.needs or isinstance(stage, Artefact):
+            print(f"{stage.name}: {type(stage).__name__.lower()}, needs {', '.join(stage.needs) or 'nothing'}")
+            continue
+        train, task = stage.train({}), stage.build({})
+        shapes = f"{stage.name}: {len(train)} images"
+        samples, model = next(iter(stage.evaluations({}).values()), None), getattr(task, "model", None)
+        if samples is not None and isinstance(model, Model):
+            image = samples[0, 0]["image"]  # type: ignore[index]
+            with torch.no_grad():
+                maps = model.eval().explain(image[None]).maps
+            shapes += f" {list(image.shape)} -> " + ", ".join(
+                f"maps {list(value.shape)} ({name})" for name, value in maps.items()
+            )
+        print(shapes)

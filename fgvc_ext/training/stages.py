@@ -1,0 +1,292 @@
+"""A run as stages that build on each other's results: their order, what is done of them, and what is stale.
+
+A stage's identity is what decides its result: its configuration, the data, and the hashes of what it builds on. It is
+recorded when the stage begins. A stage that is done under the same identity is never repeated; one that was begun
+under another is stale, and refused with the differences, unless it is named with `--force-stage`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fgvc_ext.atomic_files import file_sha256, write_atomically
+from fgvc_ext.data.loading import Samples
+from fgvc_ext.models.model import Model, describe
+from fgvc_ext.models.weights_file import save_weights
+from fgvc_ext.training import distributed
+from fgvc_ext.training.checkpoints import load_checkpoint, stage_of
+from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig, differences, digest, identity
+from fgvc_ext.training.random_state import seed_everything
+from fgvc_ext.training.run_folder import RunFolder
+from fgvc_ext.training.sampling import derive_seed
+from fgvc_ext.training.stop_request import Preempted, StopRequest
+from fgvc_ext.training.task import Task
+from fgvc_ext.training.trainer import Trainer, Training
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class Result(NamedTuple):
+    """What a stage or artefact has made: a file of the run folder, and its hash."""
+
+    path: Path
+    sha256: str
+
+
+Results = Mapping[str, Result]
+"""The results of the stages that a stage needs, by their names, in the order of `needs`."""
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One training within a run. Its result is the trained model, `weights/<name>.safetensors`.
+
+    Attributes:
+        name: unique in the run; it names the stage's files. Letters, digits, "_" and "-"; "last" is taken.
+        needs: names of earlier stages and artefacts, whose results `build`, `train`, `evaluations` and `final` get.
+        build: results → task; called with all generators seeded from `seed`.
+        train: results → training samples.
+        evaluations: results → samples by name; of "test" and "val" run.json keeps the best epoch too.
+        final: results → samples of evaluations for the last epoch only, such as five crops.
+        config: what of the configuration this stage's result depends on, by group: {"data": …, "method": …}. `optim`,
+            `seed` and the engine's settings are added. None: the whole configuration of the run.
+        inputs: hashes of files from elsewhere that it builds on, such as pretrained weights.
+        metadata: further entries of the weights file's metadata.
+    """
+
+    name: str
+    build: Callable[[Results], Task]
+    optim: OptimConfig
+    train: Callable[[Results], Samples]
+    evaluations: Callable[[Results], Mapping[str, Samples]]
+    seed: int
+    needs: Sequence[str] = ()
+    final: Callable[[Results], Mapping[str, Samples]] = field(default=lambda earlier: {})
+    config: Mapping[str, Any] | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def training(self, earlier: Results, config_hash: str = "") -> Training:
+        """The training that this stage is, once the results that it needs are there."""
+        return Training(
+            name=self.name,
+            build=partial(self.build, earlier),
+            optim=self.optim,
+            train=self.train(earlier),
+            evaluations=self.evaluations(earlier),
+            final=self.final(earlier),
+            seed=self.seed,
+            metadata={**self.metadata, "stage": self.name, "config_hash": config_hash},
+        )
+
+
+@dataclass(kw_only=True)
+class Artefact:
+    """Something that is computed once from earlier results, without training: boxes, an ensemble, an export.
+
+    Attributes:
+        name, needs, config, inputs: as of a `Stage`.
+        make: results → tensors by name (`artefacts/<name>.safetensors`), a model of `fgvc_ext.models`
+            (`weights/<name>.safetensors`), or bytes (`artefacts/<name><suffix>`). Called in every process, with all
+            generators seeded from `seed`: `evaluation.map_samples` gives each its share. The main process writes.
+        suffix: of the file that bytes are written to.
+    """
+
+    name: str
+    make: Callable[[Results], Mapping[str, Tensor] | Model | bytes]
+    needs: Sequence[str] = ()
+    config: Mapping[str, Any] | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    suffix: str = ".bin"
+
+
+def run_stages(
+    stages: Sequence[Stage | Artefact],
+    run: RunFolder,
+    engine: EngineConfig,
+    *,
+    force: Sequence[str] = (),
+    stop: StopRequest | None = None,
+) -> dict[str, Result]:
+    """Do what is not done of the stages, one after the other, and return the results of all.
+
+    The model of the last one that made any is what the run ships: `weights/last.safetensors`.
+
+    Args:
+        force: names of stages to do again although they are done or stale.
+
+    Raises:
+        Preempted: asked to stop by a signal; the state is saved. NonFiniteLoss: the run cannot go on.
+        ConfigMismatch: a stage was begun under another identity. ValueError: names or needs that cannot be.
+    """
+    check_names(stages)
+    if unknown := [name for name in force if name not in {stage.name for stage in stages}]:
+        raise ValueError(f"--force-stage: expected some of {', '.join(s.name for s in stages)}, got {unknown[0]!r}")
+    distributed.on_main(_check, stages, run, engine, force)
+    run.begin()
+    distributed.on_main(_reopen, stages, run, engine, force)
+    results: dict[str, Result] = {}
+    with stop or StopRequest() as asked:
+        for stage in stages:
+            earlier = {name: results[name] for name in stage.needs}
+            distributed.on_main(_refuse_stale, stage, run, stage_identity(stage, run, engine, earlier))
+            if not distributed.on_main(run.is_done, stage.name):
+                _do(stage, earlier, run, engine, asked)
+            results[stage.name] = result_of(stage.name, run)
+            if distributed.any_process(asked.received is not None) and stage is not stages[-1]:
+                name = asked.received.name if asked.received is not None else "a signal"
+                raise Preempted(f"{name} received; {stage.name} is done")
+    distributed.on_main(_ship, stages, results, run)
+    return results
+
+
+def check_names(stages: Sequence[Stage | Artefact]) -> None:
+    """Raise ValueError for a name that cannot be a file's, is taken, or is needed before it is there."""
+    seen: list[str] = []
+    for stage in stages:
+        if not _NAME.fullmatch(stage.name) or stage.name == "last":
+            taken = " (weights/last.safetensors is what the run ships)" if stage.name == "last" else ""
+            raise ValueError(f"stage: expected a name of letters, digits, _ and -, got {stage.name!r}{taken}")
+        if stage.name in seen:
+            raise ValueError(f"stage: two are called {stage.name!r}")
+        if missing := [name for name in stage.needs if name not in seen]:
+            raise ValueError(f"stage {stage.name} needs {missing[0]!r}, which is no stage before it")
+        seen.append(stage.name)
+
+
+def stage_identity(
+    stage: Stage | Artefact, run: RunFolder, engine: EngineConfig, earlier: Results | None
+) -> dict[str, Any]:
+    """Everything that decides a stage's result, flat. `earlier` None: without the results that it needs."""
+    found = identity(run.config if stage.config is None else dict(stage.config))
+    if isinstance(stage, Stage):
+        found |= identity({"optim": stage.optim, "engine": engine})
+    found |= {"seed": stage.seed, **run.data_identity, **stage.inputs}
+    return found | {f"result of {name}": result.sha256 for name, result in (earlier or {}).items()}
+
+
+def result_of(name: str, run: RunFolder) -> Result:
+    """The result of a stage that is done."""
+    entry = run.entry(name)
+    assert entry is not None
+    ((file, sha256),) = entry["outputs"].items()
+    return Result(run.path / file, sha256)
+
+
+# -------------------------------------------------------------------- before anything is trained
+
+
+def _check(stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineConfig, force: Sequence[str]) -> None:
+    """Refuse what is stale already now: not after hours of training the stages before it."""
+    results: dict[str, Result] = {}
+    for stage in stages:
+        known = {name: results[name] for name in stage.needs if name in results}
+        if stage.name not in force:
+            _refuse_stale(stage, run, stage_identity(stage, run, engine, known), known)
+            if run.is_done(stage.name):
+                results[stage.name] = result_of(stage.name, run)
+    if run.starts_from is not None:
+        owner = stage_of(run.starts_from)
+        found = next((stage for stage in stages if stage.name == owner), None)
+        if found is None:
+            names = ", ".join(stage.name for stage in stages)
+            raise ValueError(f"resume: {run.starts_from} is not a checkpoint of the stages {names}")
+        load_checkpoint(run.starts_from)
+
+
+def _refuse_stale(
+    stage: Stage | Artefact, run: RunFolder, now: Mapping[str, Any], known: Results | None = None
+) -> None:
+    """ConfigMismatch, with the differences, where a stage was begun under another identity than it has now.
+
+    `known`: the results that are there already. What was made of others, which are still to come, is not compared.
+    """
+    entry = run.entry(stage.name)
+    if entry is None:
+        return
+    pending = set() if known is None else {f"result of {name}" for name in stage.needs if name not in known}
+    before = {name: value for name, value in entry["identity"].items() if name not in pending}
+    if lines := differences(before, now):
+        raise ConfigMismatch(
+            f"stage {stage.name} of the run in {run.path} builds on other settings or inputs:\n  "
+            + "\n  ".join(lines)
+            + f"\n--force-stage {stage.name} does it again, another --out starts anew"
+        )
+
+
+def _reopen(stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineConfig, force: Sequence[str]) -> None:
+    """Make not done what is forced, and the stage that a checkpoint was named of.
+
+    A forced stage that is half done under its present identity goes on: so does a forced run that was interrupted.
+    """
+    for stage in stages:
+        entry = run.entry(stage.name)
+        if stage.name in force and entry is not None:
+            known = {name: result_of(name, run) for name in stage.needs if run.is_done(name)}
+            same = not differences(entry["identity"], stage_identity(stage, run, engine, known))
+            if entry.get("status") == "done" or not same:
+                run.forget(stage.name)
+    if run.starts_from is not None:
+        owner = stage_of(run.starts_from)
+        assert owner is not None
+        run.checkpoints_of(owner).discard_newer(run.starts_from)
+        if run.entry(owner) is not None:
+            run.update_entry(owner, status="running")
+
+
+# -------------------------------------------------------------------- doing a stage
+
+
+def _do(stage: Stage | Artefact, earlier: Results, run: RunFolder, engine: EngineConfig, stop: StopRequest) -> None:
+    now = stage_identity(stage, run, engine, earlier)
+    if run.entry(stage.name) is None:
+        distributed.on_main(_clear, stage.name, run)
+        run.update_entry(stage.name, status="running", config_hash=digest(now), identity=now)
+    if isinstance(stage, Stage):
+        Trainer(stage.training(earlier, digest(now)), run, engine, stop).fit()
+        return
+    with stop.at_once(f"artefact {stage.name}"):
+        seed_everything(derive_seed(stage.seed, f"artefact {stage.name}"))
+        made = stage.make(earlier)
+        outputs = distributed.on_main(_write, stage, made, run, digest(now))
+    run.update_entry(stage.name, status="done", outputs=outputs)
+
+
+def _clear(name: str, run: RunFolder) -> None:
+    """Remove what an earlier stage of this name has left: it is none of the new one's."""
+    run.checkpoints_of(name).discard_newer(None)
+    run.metrics.drop(name, after=0)
+
+
+def _write(
+    artefact: Artefact, made: Mapping[str, Tensor] | Model | bytes, run: RunFolder, config_hash: str
+) -> dict[str, str]:
+    facts = {"stage": artefact.name, "config_hash": config_hash}
+    if isinstance(made, bytes):
+        file = run.artefacts / f"{artefact.name}{artefact.suffix}"
+        file.parent.mkdir(exist_ok=True)
+        sha256 = write_atomically(file, lambda stream: stream.write(made))[1]
+    elif isinstance(made, Model):
+        file = run.weights / f"{artefact.name}.safetensors"
+        sha256 = save_weights(file, made.state_dict(), {**describe(made), **facts})
+    else:
+        file = run.artefacts / f"{artefact.name}.safetensors"
+        sha256 = save_weights(file, made, facts)
+    return {str(file.relative_to(run.path)): sha256}
+
+
+def _ship(stages: Sequence[Stage | Artefact], results: Results, run: RunFolder) -> None:
+    """Copy the last model to `weights/last.safetensors`."""
+    models = [result for result in results.values() if result.path.parent == run.weights]
+    last = run.weights / "last.safetensors"
+    if models and not (last.is_file() and file_sha256(last) == models[-1].sha256):
+        content = models[-1].path.read_bytes()
+        write_atomically(last, lambda stream: stream.write(content))

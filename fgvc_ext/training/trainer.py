@@ -1,0 +1,318 @@
+"""One training, from its last checkpoint to its end: epochs, evaluations, metrics, checkpoints, weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fgvc_ext.data.loading import Batch, Loader, Samples
+from fgvc_ext.models.weights_file import save_weights
+from fgvc_ext.training import distributed
+from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig
+from fgvc_ext.training.cpu_memory import keep_freed_memory
+from fgvc_ext.training.device import choose_device, worker_count
+from fgvc_ext.training.evaluation import add_sums, evaluate, measured
+from fgvc_ext.training.progress import Progress
+from fgvc_ext.training.random_state import random_state, restore_random_state, seed_everything
+from fgvc_ext.training.run_folder import RunFolder
+from fgvc_ext.training.sampling import EpochBatches, derive_seed, evaluation_loader, training_loader
+from fgvc_ext.training.step import TrainingStep
+from fgvc_ext.training.stop_request import Preempted, StopRequest
+from fgvc_ext.training.task import Task
+from fgvc_ext.training.teachers import frozen_in
+
+
+class NonFiniteLoss(FloatingPointError):  # noqa: N818 (says what happened)
+    """A loss or gradient that is NaN or infinite."""
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What a trainer is given: a stage (see `stages.Stage`) with the results of earlier ones filled in."""
+
+    name: str
+    build: Callable[[], Task]
+    optim: OptimConfig
+    train: Samples
+    evaluations: Mapping[str, Samples]
+    final: Mapping[str, Samples]
+    seed: int
+    metadata: Mapping[str, Any]
+
+
+@dataclass
+class Position:
+    """How far a training is, and what it has counted since its epoch began: all of it goes into a checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Number, within the epoch, of the next batch to train."""
+    step: int = 0
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Images left out as broken, steps left out as not finite."""
+    seconds: float = 0.0
+    waited: float = 0.0
+    """Seconds that the epoch's batches were waited for."""
+    rate: float = 0.0
+    """Learning rate of the epoch's first step."""
+    skipped_in_a_row: int = 0
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    last: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Measures of the last time that each evaluation was made."""
+
+    def count(self, name: str, number: int) -> None:
+        if number:
+            self.counts[name] = self.counts.get(name, 0) + number
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.sums, self.counts, self.seconds, self.waited = {}, {}, 0.0, 0.0
+
+
+class Trainer:
+    """Trains, evaluates and saves. Every decision that processes must share goes through `distributed`."""
+
+    def __init__(self, training: Training, run: RunFolder, engine: EngineConfig, stop: StopRequest) -> None:
+        self.training, self.run, self.engine, self.stop = training, run, engine, stop
+        self.name = training.name
+        self.device = choose_device(engine.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.workers = worker_count(engine, self.device)
+        self.batches = EpochBatches(len(training.train), training.optim.batch_size, training.seed)
+        self.checkpoints = run.checkpoints_of(self.name)
+        self.at = Position()
+        self._saved: tuple[int, int] | None = None
+        self._build()
+
+    def _build(self) -> None:
+        seed_everything(derive_seed(self.training.seed, "initial weights"))
+        layout = torch.channels_last if self.engine.channels_last else torch.preserve_format
+        self.task = self.training.build().to(self.device).to(memory_format=layout)
+        for frozen in frozen_in(self.task):
+            frozen.to(self.device, layout)
+        self.step = TrainingStep(self.task, self.training.optim, self.engine, self.device, self.batches.steps_per_epoch)
+
+    # ---------------------------------------------------------------- the loop
+
+    def fit(self) -> None:
+        """Train to the end, from the last checkpoint where there is one, and record the result."""
+        self._restore()
+        loader = training_loader(
+            self.training.train, self.batches, workers=self.workers, pin_memory=self.device.type == "cuda"
+        )
+        try:
+            self._train(loader)
+        finally:
+            loader.close()
+        self._finish()
+
+    def _train(self, loader: Loader) -> None:
+        epochs = self.training.optim.epochs
+        with Progress(self.name, epochs, len(self.training.train), enabled=distributed.is_main()) as progress:
+            while self.at.epoch < epochs:
+                self.task.start_epoch(self.at.epoch)
+                self.task.train()
+                with progress.epoch(self.at.epoch, self.at.batch * self.training.optim.batch_size):
+                    self._train_epoch(loader, progress)
+                    row = self._finish_epoch(progress)
+                progress.line(row)
+
+    def _train_epoch(self, loader: Loader, progress: Progress) -> None:
+        self.batches.start(self.at.epoch, self.at.batch)
+        if self.at.batch == 0:
+            self.at.rate = self.step.rate
+        clock = time.perf_counter()
+        for batch in self._waiting(loader):
+            loss = self._learn(self._to_device(batch))
+            self.at.batch += 1
+            self.at.step += 1
+            now = time.perf_counter()
+            self.at.seconds += now - clock
+            clock = now
+            progress.images(len(batch["label"]), loss)
+            every = self.engine.checkpoint_every
+            if every and self.at.step % every == 0 and self.at.batch < self.batches.steps_per_epoch:
+                self._save()
+            self._stop_if_asked()
+
+    def _learn(self, batch: Batch) -> float:
+        """A step with this batch, if there is anything to learn from it; returns the loss."""
+        self.at.count("broken", int(batch["skipped"]))
+        if len(batch["label"]) < min(2, self.training.optim.batch_size):
+            return math.nan  # broken images were left out, and a single one has no statistics
+        result = self.step(batch)
+        if result.problem is None:
+            self.at.skipped_in_a_row = 0
+            add_sums(self.at.sums, result.sums)
+            return result.loss
+        self.at.skipped_in_a_row += 1
+        if self.at.skipped_in_a_row > self.engine.max_skipped_steps:
+            raise NonFiniteLoss(self._where(batch, result.problem))
+        self.at.count("skipped_steps", 1)
+        return result.loss
+
+    def _where(self, batch: Batch, problem: str) -> str:
+        ids = [self.training.train.dataset.ids[index] for index in batch["index"].tolist()]
+        good = next((str(manifest.with_suffix(".pt")) for manifest in self.checkpoints.manifests()), "none yet")
+        return (
+            f"stage {self.name}, epoch {self.at.epoch}, step {self.at.step}: {problem}. "
+            f"Last good checkpoint: {good}. Samples: {', '.join(ids)}"
+        )
+
+    # ---------------------------------------------------------------- ends of epochs and of the training
+
+    def _finish_epoch(self, progress: Progress) -> dict[str, Any]:
+        """Evaluate, append the epoch's line to the metric files, save."""
+        at = self.at
+        sums = distributed.reduce_sums(at.sums)
+        images = float(sums["n"]) if "n" in sums else 0.0
+        row: dict[str, Any] = {
+            "stage": self.name,
+            "epoch": at.epoch + 1,
+            "step": at.step,
+            "lr": at.rate,
+            "seconds": at.seconds,
+            "images_per_second": images / max(at.seconds, 1e-9),
+            "data_wait": at.waited / max(at.seconds, 1e-9),
+            **_columns("train", measured(self.task, sums)),
+            **at.counts,
+        }
+        is_last = at.epoch + 1 == self.training.optim.epochs
+        evaluations = {**self.training.evaluations, **(self.training.final if is_last else {})}
+        if is_last or (at.epoch + 1) % self.engine.eval_every == 0:
+            for name, samples in evaluations.items():
+                values = self._evaluate(name, samples, progress)
+                row |= _columns(name, values)
+                self._compare(name, values)
+        if distributed.is_main():
+            self.run.metrics.append(row)
+        at.next_epoch()
+        self._save()
+        self.run.update_entry(self.name, epoch=at.epoch, step=at.step, **self._results())
+        if not is_last:
+            self._stop_if_asked()
+        return {**row, "headline": self._headline()}
+
+    def _evaluate(self, name: str, samples: Samples, progress: Progress) -> dict[str, float]:
+        indices = distributed.own_rows(len(samples))
+        batch_size = max(1, self.engine.eval_batch_size // samples.crops)
+        loader = evaluation_loader(samples, indices, batch_size, workers=self.workers)
+        with progress.evaluation(name, len(indices)) as advance:
+
+            def on_batch(count: int) -> None:
+                advance(count)
+                self._stop_if_asked()
+
+            try:
+                return measured(self.step.evaluated, evaluate(self.step.evaluated, loader, self._to_device, on_batch))
+            finally:
+                loader.close()
+
+    def _compare(self, name: str, values: dict[str, float]) -> None:
+        """Keep an evaluation's measures, and its best headline with the epoch, where epochs can be compared."""
+        if not values:
+            return
+        self.at.last[name] = values
+        headline, value = next(iter(values.items()))
+        best = self.at.best.get(name, {}).get(headline)
+        sign = 1 if self.task.higher_is_better else -1
+        if name in self.training.evaluations and (best is None or sign * value > sign * best):
+            self.at.best[name] = {headline: value, "epoch": self.at.epoch + 1}
+
+    def _headline(self) -> str | None:
+        """The name of the main measure; None before the first evaluation."""
+        return next((next(iter(values)) for values in self.at.last.values()), None)
+
+    def _results(self) -> dict[str, Any]:
+        """What run.json says: the headline's value by evaluation, its best ones, and all measures."""
+        headline = self._headline()
+        if headline is None:
+            return {}
+        last = {name: values[headline] for name, values in self.at.last.items() if headline in values}
+        main = "test" if "test" in last else next(iter(last))
+        found = {"last": last.pop(main)}
+        found |= {f"last_{name}" if name in self.training.evaluations else name: v for name, v in last.items()}
+        found |= {f"best_{name}": entry[headline] for name, entry in self.at.best.items() if headline in entry}
+        return {"headline": headline, headline: found, "best": self.at.best, "measures": self.at.last}
+
+    def _finish(self) -> None:
+        """Write the weights, and the mark that the stage is done."""
+        file, task = self.run.weights / f"{self.name}.safetensors", self.step.evaluated
+        metadata = {**task.model_metadata(), **self.training.metadata}
+        sha256 = distributed.on_main(save_weights, file, task.model_state(), metadata)
+        outputs = {str(file.relative_to(self.run.path)): sha256}
+        self.run.update_entry(self.name, status="done", **self._results(), outputs=outputs)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _restore(self) -> None:
+        """Go on from the newest whole checkpoint, or from the beginning."""
+        found = distributed.on_main(self.checkpoints.load_latest)
+        if found is not None:
+            self._load(*found)
+        elif distributed.is_main():  # a run that was stopped before its first checkpoint may have left lines
+            self.run.metrics.drop(self.name, after=0)
+
+    def _load(self, state: dict[str, Any], file: Path) -> None:
+        if state["config_hash"] != self.training.metadata["config_hash"]:
+            raise ConfigMismatch(f"checkpoint {file} was written under another configuration: remove it to start anew")
+        self.step.load_state_dict(state["step"])
+        self.at = Position(**state["position"])
+        self._saved = (self.at.epoch, self.at.batch)
+        if distributed.is_main():
+            self.checkpoints.discard_newer(file)
+            self.run.metrics.drop(self.name, after=self.at.epoch)
+        self.run.update_entry(self.name, status="running")
+        restore_random_state(state["random"])
+
+    def _save(self) -> None:
+        if self._saved == (self.at.epoch, self.at.batch):
+            return
+        state = {
+            "stage": self.name,
+            "config_hash": self.training.metadata["config_hash"],
+            "step": self.step.state_dict(),
+            "position": dict(vars(self.at)),
+            "random": random_state(),
+        }
+        if distributed.is_main():
+            self.checkpoints.save(state, epoch=self.at.epoch, step=self.at.step)
+        self._saved = (self.at.epoch, self.at.batch)
+
+    def _stop_if_asked(self) -> None:
+        received = self.stop.received
+        if distributed.any_process(received is not None):
+            self._save()
+            name = "a signal" if received is None else received.name
+            raise Preempted(f"{name} received; saved at epoch {self.at.epoch}, step {self.at.step}")
+
+    # ---------------------------------------------------------------- batches
+
+    def _waiting(self, loader: Loader) -> Iterator[Batch]:
+        """The loader's batches; the time that they are waited for is counted."""
+        iterator = iter(loader)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.at.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _to_device(self, batch: Batch) -> Batch:
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        if self.engine.channels_last and moved["image"].dim() == 4:
+            moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
+        return moved
+
+
+def _columns(split: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{name}": value for name, value in values.items()}
