@@ -67,8 +67,8 @@ MUTANTS = [
         ),
         Mutant(
             "class-means-update-not-divided",
-            "alpha * ((count * before - mean[i]) / (1 + count))",
-            "alpha * ((count * before - mean[i]) / count)",
+            "((count * before - sum[i]) / (1 + count))",
+            "((count * before - sum[i]) / count)",
         ),
         Mutant("class-means-pairs-twice", "if (other > group) total += hinge * hinge;", "total += hinge * hinge;"),
         Mutant(
@@ -76,19 +76,15 @@ MUTANTS = [
         ),
         Mutant(
             "class-means-gradient-through-the-mean",
-            "(feature[i] - mean[i] - share * residual[i]) / samples",
-            "(feature[i] - mean[i]) / samples",
+            "- mean[i] - share * static_cast<Value>(residual[i])) / samples",
+            "- mean[i]) / samples",
         ),
         Mutant(
             "class-means-gradient-along-the-feature",
             "(gradient[i] - feature[i] * along) / length",
             "gradient[i] / length",
         ),
-        Mutant(
-            "class-means-strided-means",
-            "const Value before = to_float(old[i * op.means_stride[1]]);",
-            "const Value before = to_float(old[i]);",
-        ),
+        Mutant("class-means-strided-means", "to_float(old[i * op.means_stride[1]])", "to_float(old[i])"),
         Mutant("class-means-nan-hinge", "if (hinge <= 0) continue;", "if (!(hinge > 0)) continue;"),
     ),
     *of(

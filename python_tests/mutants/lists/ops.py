@@ -52,10 +52,7 @@ MUTANTS = [
             'return Operator(f"{name}_backward", fake, vmap=vmap)',
         ),
         Mutant(
-            "operator-forward-mode-dropped",
-            "    ):  # the Function refuses forward-mode derivatives; below autograd they would vanish\n      "
-            "  return True",
-            "    ):\n        return False",
+            "operator-forward-mode-dropped", "if forward_ad._current_level >= 0:", "if forward_ad._current_level >= 1:"
         ),
         Mutant(
             "operator-export-keeps-values",
@@ -154,8 +151,8 @@ MUTANTS = [
         Mutant("class-means-py-rate-zero", "lambda number: 0 <= number <=", "lambda number: 0 < number <="),
         Mutant(
             "class-means-py-differentiable-means",
-            "ctx.mark_non_differentiable(batch_means, gradients)",
-            "ctx.mark_non_differentiable(gradients)",
+            "ctx.mark_non_differentiable(batch_means)",
+            "ctx.mark_non_differentiable()",
         ),
     ),
     *of(
