@@ -99,12 +99,12 @@ class Workshop:
         done = subprocess.run(command, capture_output=True, text=True)
         library = self.tree / "fgvc_ext" / "lib"
         library.mkdir(exist_ok=True)
-        for path in self.build_folder.glob("*.so"):
+        for path in self.build_folder.rglob("*.so"):
             shutil.copyfile(path, (library.parent if path.name.startswith("_C") else library) / path.name)
         return done.stdout[-3000:] if done.returncode else ""
 
     def test(self, selection: Iterable[str], limit: float) -> tuple[str, str]:
-        """survived, caught or timed out; and by which test."""
+        """caught or timed out, and by which test; or survived, and how many tests passed."""
         options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
         command = [sys.executable, "-m", "pytest", *selection, *options]
         with subprocess.Popen(
@@ -118,41 +118,47 @@ class Workshop:
                 output, _ = process.communicate()
                 return "timed out", f"after {limit:.0f} s"
         if process.returncode == 0:
-            return "survived", ""
+            passed = re.search(r"(\d+) passed", output)
+            return "survived", passed[1] if passed else "0"
         noticed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
         return "caught", noticed[1] if noticed else f"exit code {process.returncode}: {output[-200:].strip()}"
 
-    def seconds_unchanged(self, mutant: Mutant, jobs: int) -> float:
-        """How long the mutant's tests take, and pass, without it; 0 if they do not pass. Remembered."""
+    def unchanged(self, mutant: Mutant, jobs: int) -> tuple[float, str] | None:
+        """How long the mutant's tests take without it, and how many pass; None if not all do. Remembered."""
         sources = [path for folder in ("csrc", "fgvc_ext") for path in sorted((self.tree / folder).rglob("*"))]
         texts = [path.read_text() for path in sources if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py")]
         key = digest([*mutant.selection, *texts, *(path.read_text() for path in files_of(mutant.selection, self.tree))])
-        known = dict(line.split(",") for line in self.passed.read_text().split()) if self.passed.exists() else {}
+        known = dict(line.split(",", 1) for line in self.passed.read_text().split()) if self.passed.exists() else {}
         if key in self.failing:
-            return 0
+            return None
         if key not in known:
             errors, started = self.build(mutant.file, jobs), time.monotonic()
             result, by = ("caught", errors) if errors else self.test(mutant.selection, 1800)
-            if result != "survived":
-                print(f"{mutant.file}: its tests do not pass as it is: {by}", flush=True)
+            # Where all are skipped, because a library is missing, every mutant would survive.
+            if result != "survived" or by == "0":
+                why = "all are skipped" if by == "0" else by
+                print(f"{mutant.file}: its tests do not pass as it is: {why}", flush=True)
                 self.failing.add(key)
-                return 0
-            known[key] = f"{time.monotonic() - started:.0f}"
-            self.passed.write_text("".join(f"{one},{seconds}\n" for one, seconds in known.items()))
-        return max(1.0, float(known[key]))
+                return None
+            known[key] = f"{time.monotonic() - started:.0f},{by}"
+            self.passed.write_text("".join(f"{one},{rest}\n" for one, rest in known.items()))
+        seconds, passed = known[key].split(",")
+        return float(seconds), passed
 
     def run(self, mutant: Mutant, key: str, jobs: int) -> Result:
-        usual, path = self.seconds_unchanged(mutant, jobs), self.tree / mutant.file
-        if not usual:
+        usual, path = self.unchanged(mutant, jobs), self.tree / mutant.file
+        if usual is None:
             return Result(mutant.id, BEFORE, "", 0, "")
         original, started = path.read_text(), time.monotonic()
         path.write_text(mutant.applied(original))
         try:
             errors = self.build(mutant.file, jobs)
-            limit = 60 + 3 * usual
+            limit = 60 + 3 * usual[0]
             result, by = ("did not compile", errors[-200:]) if errors else self.test(mutant.selection, limit)
         finally:
             path.write_text(original)
+        if result == "survived":  # a library that does not load makes tests skip, which is not to notice
+            by = "" if by == usual[1] else f"only {by} of {usual[1]} tests ran"
         return Result(mutant.id, result, by, round(time.monotonic() - started), key)
 
 
@@ -180,7 +186,7 @@ def run_all(pending: list[Mutant], keys: dict[str, str], results: Results, worke
 
 def report(chosen: list[Mutant], results: Results, failed: list[Mutant]) -> bool:
     """Prints the summary; whether enough were caught."""
-    found = [(mutant, results.of[mutant.id]) for mutant in chosen if mutant.id in results.of]
+    found = [(one, results.of[one.id]) for one in chosen if one.id in results.of and one not in failed]
     for area, group in groupby(sorted(found, key=lambda pair: pair[0].area), lambda pair: pair[0].area):
         outcomes = [result.result for _, result in group]
         print(f"{area}: {sum(one in CAUGHT for one in outcomes)} of {len(outcomes)} caught")
