@@ -99,6 +99,9 @@ class Spec:
     empty: Callable[[], list[Sample]]  # N = 0
     large: Callable[[], list[Sample]]  # float32 on the CPU, enough work for several parallel tasks
     # ((samples, channels, height, width), device) -> a float32 sample as large as that, with what it has of the four.
+    # Sizes of other tensors must not equal one of these by chance: torch.compile takes equal sizes for the same. The
+    # further maps of a list have multiples of height and width, and as many channels or 32 more: then they begin at a
+    # sector of memory where the first one does.
     of_size: Callable[[Size, str], Sample]
     # The arguments of torch.ops.fgvc_ext.<name> for a sample. Its results begin with those of the public function.
     raw: Callable[[Sample], tuple[Any, ...]]

@@ -8,16 +8,18 @@ touches and the fewest that could hold its bytes (`csrc/emulation/accesses.h`). 
 import ctypes
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from fgvc_ext import _library, ops
 
-from .generators import random
+from .comparison import in_dtype, map_first, run
+from .generators import arrange
+from .spec import SPECS, Sample, Spec
 from .test_emulation import LIBRARY, Emulation
 
 ROOT = Path(__file__).parents[2]
@@ -72,39 +74,36 @@ def assert_efficient(launches: list[Launch]) -> None:
             assert 4 * touched < total or least >= LEAST * touched, launch  # what is a small part may lie badly
 
 
-def forward_and_backward(function: Callable[[Tensor], Tensor], maps: Tensor) -> None:
-    leaf = maps.detach().requires_grad_()
-    output = function(leaf)
-    output.backward(torch.ones_like(output))
+each_layout = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def assert_asks_for_what_it_touches(spec: Spec, sample: Sample, layout: str, dtype: torch.dtype, call: Counted) -> None:
+    maps = map_first(in_dtype(sample, dtype), lambda first: arrange(first, layout))
+    assert_efficient(call(lambda: run(spec.function, maps)))
 
 
 @needs_emulation
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.image_like], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda maps: ops.global_k_max_pool(maps, 4),
-        lambda maps: ops.global_k_max_pool(maps, 16, torch.ones(16, requires_grad=True)),
-        lambda maps: ops.diversify(maps, seed=1),
-        ops.spatial_attention_map,
-    ],
-    ids=["k-max pooling", "k-max pooling with weights", "diversify", "attention map"],
-)
+@each_layout
+@each_dtype
 def test_kernels_ask_for_what_they_touch(
-    function: Callable[[Tensor], Tensor], dtype: torch.dtype, layout: torch.memory_format, side: int, counted: Counted
+    spec: Spec, dtype: torch.dtype, layout: str, side: int, counted: Counted
 ) -> None:
-    maps = random(2, 64, side, side, dtype=dtype, device="cpu").contiguous(memory_format=layout)
-    assert_efficient(counted(lambda: forward_and_backward(function, maps)))
+    """Forward and backward, of every operator on maps."""
+    assert_asks_for_what_it_touches(spec, spec.of_size((2, 64, side, side), "cpu"), layout, dtype, counted)
 
 
 @needs_emulation
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_the_mask_s_kernels(layout: torch.memory_format, side: int, counted: Counted) -> None:
-    maps = random(2, 64, side, side, dtype=torch.float32, device="cpu").contiguous(memory_format=layout)
-    assert_efficient(counted(lambda: ops.suppression_mask(maps, seed=1)))
+@each_layout
+@each_dtype
+def test_k_max_pooling_of_many_ranks(dtype: torch.dtype, layout: str, side: int, counted: Counted) -> None:
+    spec = next(spec for spec in SPECS if spec.name == "global_k_max_pool")
+    sample = spec.of_size((2, 64, side, side), "cpu")
+    many = replace(sample, tensors={**sample.tensors, "weight": torch.ones(16)}, options={"k": 16})
+    assert_asks_for_what_it_touches(spec, many, layout, dtype, counted)
 
 
 @needs_emulation
