@@ -51,6 +51,11 @@ MUTANTS = [
             "leads[:, None] & leads & (order[:, None] < order)",
             "leads[:, None] & leads & (order[:, None] <= order)",
         ),
+        Mutant(
+            "reference-class-means-scale",
+            "exponents = most - (magnitudes.view(words) >> mantissa)",
+            "exponents = most // 2 + 0 * (magnitudes.view(words) >> mantissa)",
+        ),
         Mutant("reference-class-means-constant", "class_means.detach()[torch.where", "class_means[torch.where"),
         Mutant(
             "reference-class-means-official-pairs",
@@ -97,7 +102,7 @@ MUTANTS = [
         Mutant(
             "reference-boxes-inclusive", "kept = values - lowest > threshold *", "kept = values - lowest >= threshold *"
         ),
-        Mutant("reference-boxes-min-size", "(bottom - top >= min_size)", "(bottom - top > min_size)"),
+        Mutant("reference-boxes-min-size", "(bottom - top >= float(min_size))", "(bottom - top > float(min_size))"),
         Mutant(
             "reference-boxes-edge", "behind = torch.where(kept, index + 1, 0)", "behind = torch.where(kept, index, 0)"
         ),
