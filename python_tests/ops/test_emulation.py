@@ -313,6 +313,37 @@ def test_a_label_out_of_range_gives_nan(label: int, each_schedule: EachSchedule)
         assert not grad[::2].isnan().any()
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("wrong", [0, 2, 6])  # also the first sample of its class, whose block leads
+@pytest.mark.parametrize("label", [5, -1, 2**40])
+def test_a_class_mean_label_out_of_range_spoils_its_own_rows_only(
+    label: int, wrong: int, normalize: bool, each_schedule: EachSchedule
+) -> None:
+    embeddings = random(7, 6, dtype=torch.float32, device="cpu")
+    labels, class_means = torch.tensor([0, 3, 0, 4, 3, 1, 4]), random(5, 6, dtype=torch.float32, device="cpu", seed=1)
+    options = {"margin": 30.0, "normalize": normalize}
+    others = torch.arange(7) != wrong
+
+    def losses_and_gradients(rows: Tensor, labels: Tensor) -> list[Tensor]:
+        leaf = embeddings[rows].clone().requires_grad_()
+        losses = ops.class_mean_loss(leaf, labels, class_means, **options)
+        gradients = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses[:2]]
+        return [*(value.detach() for value in losses), *gradients]
+
+    with Emulation():
+        absent = losses_and_gradients(others, labels[others])
+    bad = labels.clone()
+    bad[wrong] = label
+    for within, between, *rows in each_schedule(lambda: losses_and_gradients(others | ~others, bad)):
+        assert within.isnan()
+        torch.testing.assert_close(between, absent[1])
+        # The mean over the samples still counts the one that is spoilt: the gradient of `within` is that much smaller.
+        for found, expected, factor in zip(rows, absent[2:], (1, 6 / 7, 1), strict=True):
+            assert torch.equal(found.isnan().all(dim=1), ~others)
+            torch.testing.assert_close(found[others], expected * factor)
+            assert expected.any()
+
+
 def test_a_wrong_label_in_backward_alone_gives_nan(each_schedule: EachSchedule) -> None:
     scores = random(3, 10, dtype=torch.float32, device="cpu")
     rows = torch.ops.fgvc_ext.gradient_boosting_cross_entropy(scores, torch.tensor([1, 2, 3]), 3, 1, -100)[1]
