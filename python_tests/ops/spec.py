@@ -64,13 +64,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: the operator on one shape of its first tensor, in one direction, with the targets it must meet."""
+    """One benchmark: the operator on one shape of its first tensor, in one direction, with the targets it must meet.
+
+    With ``alone``, which goes with ``backward``, forward is not timed: `Benchmark.backward` and plain PyTorch's own.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
     backward: bool = False
     targets: tuple[Target, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Benchmark:
     cpu: tuple[Case, ...]
     cuda: tuple[Case, ...]
     sweep: tuple[Case, ...]  # shapes, dtypes and layouts on which ours must not be slower than plain PyTorch
+    # The raw backward operator on what forward saves, for cases of backward alone: its result is the first gradient.
+    backward: Callable[[Sample], Callable[[], Tensor]] | None = None
     saves: str = ""  # what is kept for backward, in words, for the table of memory
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # further contenders, for information
     # Ours and plain PyTorch are compared before they are timed. Where `plain` draws random numbers of its own, these
