@@ -26,8 +26,14 @@ $(VENV)/built: $(VENV)/environment $(SOURCES)
 	FGVC_EXT_CUDA=$(if $(filter 1,$(GPU)),,0) $(BIN)/python setup.py develop
 	touch $@
 
-$(VENV)/built-for-tests: $(VENV)/environment $(SOURCES)
+# Where the CUDA library is built, also what reads its machine code: nvidia-cuda-cuobjdump, which calls nvdisasm.
+$(VENV)/test-environment: $(VENV)/environment
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist pytest-timeout hypothesis build
+	if { command -v nvcc || test -x "$(CUDA_HOME)/bin/nvcc"; } >/dev/null && [ "$(FGVC_EXT_CUDA)" != 0 ]; then \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm; fi
+	touch $@
+
+$(VENV)/built-for-tests: $(VENV)/test-environment $(SOURCES)
 	FGVC_EXT_CMAKE_ARGS="-DFGVC_EXT_EMULATION=ON" $(BIN)/python setup.py develop
 	touch $@ $(VENV)/built
 
@@ -60,8 +66,9 @@ GPU_PYTHON ?= $(BIN)/python
 gpu: gpu-build
 	status=0; for part in gpu-test gpu-bench gpu-train; do $(MAKE) --no-print-directory $$part || status=1; done; exit $$status
 
-gpu-build: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/built-for-tests)
-	FGVC_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST=native $(GPU_PYTHON) setup.py build_ext --inplace
+# A build that is stopped goes on at the next call where it was.
+gpu-build: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/test-environment)
+	FGVC_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST=native timeout 470 $(GPU_PYTHON) setup.py build_ext --inplace
 
 gpu-test:
 	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) benchmarks/gpu.py ceilings test sanitize

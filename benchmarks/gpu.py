@@ -3,28 +3,34 @@
     python benchmarks/gpu.py ceilings | test | sanitize | bench | train
 
 Each part ends within its limit, writes what it finds as it finds it into ``benchmarks/results/<gpu>-<date>/``, and
-exits with a status other than 0 where something failed or a target was missed. Needs torch with CUDA, pytest and
-hypothesis; nothing is installed.
+exits with a status other than 0 where something failed, a target was missed or time was up. Needs torch with CUDA,
+pytest and hypothesis; nothing is installed.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-LIMIT_SECONDS = 8 * 60  # of each part
-# Kernels on small inputs: a sanitizer makes them a hundred times slower.
-SANITIZED_TESTS = ["python_tests/ops/test_cuda.py", "-k", "small"]
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
+DRIVERS = sorted((ROOT / "train").glob("*.py"))
+# Seconds of each command. `make gpu-test` runs ceilings, test and the sanitizers: each target ends within 8 minutes.
+LIMITS = {"ceilings": 60, "test": 180, "sanitize": 210 // len(SANITIZERS), "bench": 450}
+LIMITS["train"] = 450 // max(1, len(DRIVERS))
+# Kernels on small inputs: a sanitizer makes them a hundred times slower.
+MEASURE_CEILINGS = "measure-ceilings"  # a command of its own, that can be stopped
+SANITIZED_TESTS = ["python_tests/ops/test_cuda.py", "-k", "small"]
 
 
 def results_folder() -> Path:
@@ -34,25 +40,45 @@ def results_folder() -> Path:
     return folder
 
 
-def run(command: list[str], log: Path, limit: float = LIMIT_SECONDS, **environment: str) -> int:
-    """Runs a command, its output on the terminal and in ``log`` at once; 124 where it ran past its limit."""
+def run(command: list[str], log: Path, limit: float, **environment: str) -> int:
+    """Runs a command, its output on the terminal and in ``log`` at once. At its limit it is killed, with what it has
+    started, whether or not it writes anything: 124."""
     print("$", " ".join(command), flush=True)
-    end = time.monotonic() + limit
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+    stopped = threading.Event()
     with log.open("a") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # and so a process group of its own
         )
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            file.write(line)
-            file.flush()
-            if time.monotonic() > end:
-                process.kill()
-                file.write(f"stopped after {limit:.0f} s\n")
-                return 124
-    return process.wait()
+
+        def stop() -> None:
+            stopped.set()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(limit, stop)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                file.write(line)
+                file.flush()
+            status = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:  # this process was interrupted
+                stop()
+        if stopped.is_set():
+            file.write(f"stopped after {limit:.0f} s\n")
+            return 124
+    return status
 
 
 def milliseconds(call: object, repeats: int = 30) -> float:
@@ -71,6 +97,11 @@ def milliseconds(call: object, repeats: int = 30) -> float:
 
 
 def ceilings() -> int:
+    command = [sys.executable, str(Path(__file__).resolve()), MEASURE_CEILINGS]
+    return run(command, results_folder() / "ceilings.log", LIMITS["ceilings"])
+
+
+def measure_ceilings() -> int:
     """The device's copy bandwidth and its rate of bfloat16 matrix products: no kernel can be faster."""
     source = torch.randn(2**28, device="cuda")  # 1 GiB, beyond every cache
     target = torch.empty_like(source)
@@ -91,10 +122,18 @@ def ceilings() -> int:
     return 0
 
 
+def test_command() -> list[str]:
+    return [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "--maxfail=20", "python_tests/ops"]
+
+
 def test() -> int:
     """Every operator on CUDA through the contract, streams, graphs and waits."""
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-x", "--maxfail=20", "python_tests/ops"]
-    return run(command, results_folder() / "tests.log")
+    return run(test_command(), results_folder() / "tests.log", LIMITS["test"])
+
+
+def sanitize_command(tool: str) -> list[str]:
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+    return [*command, sys.executable, "-m", "pytest", "-m", "cuda", "-q", *SANITIZED_TESTS]
 
 
 def sanitize() -> int:
@@ -104,40 +143,34 @@ def sanitize() -> int:
         return 1
     status = 0
     for tool in SANITIZERS:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-        command += [sys.executable, "-m", "pytest", "-m", "cuda", "-q", *SANITIZED_TESTS]
+        log = results_folder() / f"{tool}.log"
         # PyTorch's allocator hides accesses beyond a tensor's end from memcheck.
-        status |= run(
-            command,
-            results_folder() / f"{tool}.log",
-            LIMIT_SECONDS / len(SANITIZERS),
-            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-        )
+        status |= run(sanitize_command(tool), log, LIMITS["sanitize"], PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     return status
+
+
+def bench_command(folder: Path) -> list[str]:
+    options = ["--device", "cuda", "--strict", "--out", str(folder / "operators.csv")]
+    return [sys.executable, "benchmarks/run.py", *options]
 
 
 def bench() -> int:
     """Against eager PyTorch and torch.compile, in float32 and bfloat16; targets missed make the status 1."""
     folder = results_folder()
-    command = [
-        sys.executable,
-        "benchmarks/run.py",
-        "--device",
-        "cuda",
-        "--strict",
-        "--out",
-        str(folder / "operators.csv"),
-    ]
-    return run(command, folder / "bench.log")
+    return run(bench_command(folder), folder / "bench.log", LIMITS["bench"])
+
+
+def train_command(driver: Path, out: Path) -> list[str]:
+    return [sys.executable, str(driver), "demo", "--out", str(out)]
 
 
 def train() -> int:
     """A short real training on the device: the demo of each driver."""
     folder, status = results_folder(), 0
-    for driver in sorted((ROOT / "train").glob("*.py")):
+    for driver in DRIVERS:
         out = ROOT / "runs" / f"gpu-{driver.stem}"
         shutil.rmtree(out, ignore_errors=True)
-        status |= run([sys.executable, str(driver), "demo", "--out", str(out)], folder / f"train-{driver.stem}.log")
+        status |= run(train_command(driver, out), folder / f"train-{driver.stem}.log", LIMITS["train"])
         for name in ("run.json", "metrics.csv"):
             if (out / name).exists():
                 shutil.copy(out / name, folder / f"{driver.stem}-{name}")
@@ -145,11 +178,12 @@ def train() -> int:
 
 
 PARTS = {part.__name__: part for part in (ceilings, test, sanitize, bench, train)}
+EVERY = {**PARTS, MEASURE_CEILINGS: measure_ceilings}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="part", help=", ".join(PARTS))
+    parser.add_argument("parts", nargs="+", choices=EVERY, metavar="part", help=", ".join(PARTS))
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch finds no GPU: `make test` tests the CUDA kernels under emulation instead")
-    sys.exit(max(min(1, abs(PARTS[name]())) for name in asked.parts))
+    sys.exit(max(min(1, abs(EVERY[name]())) for name in asked.parts))

@@ -4,11 +4,12 @@ import argparse
 import datetime
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from cases import OPERATORS, OURS, Measured, contenders, headline, sweep, use_instruction_set
-from results import Result, document, replace_block, summary, write_csv
+from results import CsvFile, Result, document, replace_block, summary
 from timing import keep_freed_memory, measure
 
 from fgvc_ext import _library
@@ -17,7 +18,7 @@ MANY_FAULTS = 100  # a tenth of a millisecond, or less
 LARGEST = {"cpu": 2**28, "cuda": 2**32}  # bytes of an input in the sweep
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Times the operators; prints targets met and missed, writes a CSV file."
     )
@@ -29,7 +30,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/<device>-<date>.csv)")
     parser.add_argument("--markdown", type=Path, help="also put the tables between the markers of this page")
-    return parser.parse_args()
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 where a target is missed")
+    return parser.parse_args(words)
 
 
 def chosen_instruction_sets(args: argparse.Namespace) -> list[str]:
@@ -60,8 +62,9 @@ def _bytes(measured: Measured) -> int:
     return math.prod(measured.case.shape) * measured.case.dtype.itemsize
 
 
-def main() -> None:
-    args = arguments()
+def main(words: Sequence[str] | None = None) -> int:
+    """The exit status: 1 where ``--strict`` was asked for and a target is missed."""
+    args = arguments(words)
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -69,12 +72,17 @@ def main() -> None:
     instruction_sets = chosen_instruction_sets(args)
     rounds, seconds = (10, 0.5) if args.quick else (20, 2.0)
 
+    path = args.out or Path(__file__).parent / "results" / f"{args.device}-{datetime.date.today()}.csv"
+    file = CsvFile(path, args.device) if args.out or not args.quick else None
+
     results = []
     for case in chosen_cases(args):
         torch.manual_seed(0)
         every = contenders(case, args.device, instruction_sets)
         result = Result(case, measure(every, args.device, rounds=rounds, seconds=seconds))
         results.append(result)
+        if file:
+            file.append(result)  # at once: a run that is cut short leaves what it has measured
         missed = ", ".join(f"{one.what} {one.measured} ({one.wanted})" for one in result.verdicts if not one.passed)
         print(f"{case.op} {case}: {missed or 'pass'}", file=sys.stderr, flush=True)
         for name, faults in result.times.faults.items():
@@ -90,11 +98,10 @@ def main() -> None:
     print(summary(results))
     if args.markdown:
         replace_block(args.markdown, text)
-    path = args.out or Path(__file__).parent / "results" / f"{args.device}-{datetime.date.today()}.csv"
-    if args.out or not args.quick:
-        write_csv(results, args.device, path)
+    if file:
         print(f"written: {path}")
+    return int(args.strict and not all(verdict.passed for result in results for verdict in result.verdicts))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,7 +21,7 @@ struct ClassMeanLoss {
 
   // Accumulation type:
   void* features;          // [N,E], f: the embeddings, of length one where they are normalised
-  void* lengths;           // [N], ‖embedding‖; one where nothing is normalised
+  void* lengths;           // [2,N]: ‖scale · embedding‖, and the scale; ones where nothing is normalised
   void* means;             // [groups,E], μ^t
   void *within, *between;  // [groups]: Σ ‖f − μ^t‖² of each class, Σ max(m − d², 0)² over its pairs with later classes
   void* gradients;         // [2,N,E]: of L_w and of L_b to the embeddings
@@ -55,7 +55,7 @@ inline ClassMeanLossCall prepare_class_mean_loss(const Tensor& embeddings, const
   const Tensor dense_labels = as_dense(labels);
   Tensor within = empty(embeddings, {}, dtype), between = empty(embeddings, {}, dtype);
   Tensor batch_means = empty(class_means, {samples, size}), gradients = empty(embeddings, {2, samples, size}, dtype);
-  Tensor features = empty(embeddings, {samples, size}, dtype), lengths = empty(embeddings, {samples}, dtype);
+  Tensor features = empty(embeddings, {samples, size}, dtype), lengths = empty(embeddings, {2, samples}, dtype);
   const ClassMeanLoss op{.dtype = dtype_of(embeddings),
                          .means_dtype = dtype_of(class_means),
                          .samples = samples,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../common/class_mean_loss.h"
+#include "../common/scale.h"
 #include "loss_gradient.h"
 #include "rows.h"
 #include "scratch.h"
@@ -24,6 +25,19 @@ namespace fgvc_ext::FGVC_ISA {
 
 // --- f = embedding / ‖embedding‖; a zero stays zero ---
 
+// The largest |x|, of a row without NaN.
+template <class Value>
+FGVC_INLINE Value largest_magnitude(const Value* row, int64_t size) {
+  Vector<Value> lanes = {};
+  for_each_vector<Value>(size, [&](auto how, int64_t i) {
+    const Vector<Value> x = how.at(row, i, 0), magnitude = x < 0 ? -x : x;
+    lanes = magnitude > lanes ? magnitude : lanes;
+  });
+  Value largest = lanes[0];
+  for (int lane = 1; lane < kLanesOf<Value>; ++lane) largest = lanes[lane] > largest ? lanes[lane] : largest;
+  return largest;
+}
+
 template <class T>
 FGVC_INLINE void features_of_rows(const ClassMeanLoss& op, int64_t begin, int64_t end) {
   using Value = Accumulation<T>;
@@ -31,12 +45,15 @@ FGVC_INLINE void features_of_rows(const ClassMeanLoss& op, int64_t begin, int64_
     const T* embedding = static_cast<const T*>(op.embeddings) + row * op.embedding_stride[0];
     Value* feature = static_cast<Value*>(op.features) + row * op.size;
     for (int64_t i = 0; i < op.size; ++i) feature[i] = to_float(embedding[i * op.embedding_stride[1]]);
-    Value length = 1;
+    Value length = 1, scale = 1;
     if (op.normalize) {
+      scale = scale_to_one(largest_magnitude(feature, op.size));  // f does not depend on it
+      for (int64_t i = 0; i < op.size; ++i) feature[i] *= scale;
       length = std::sqrt(row_dot(feature, feature, op.size));
       for (int64_t i = 0; i < op.size; ++i) feature[i] = length == 0 ? Value(0) : feature[i] / length;
     }
     static_cast<Value*>(op.lengths)[row] = length;
+    static_cast<Value*>(op.lengths)[op.samples + row] = scale;
   }
 }
 
@@ -108,11 +125,12 @@ FGVC_INLINE Value hinges_of_class(const ClassMeanLoss& op, int64_t group, Value*
 
 // The gradient to an embedding from that to its feature f: what lies along f does not change f. Writes to `gradient`.
 template <class Value>
-FGVC_INLINE void through_normalisation(bool normalize, const Value* feature, Value length, int64_t size,
+FGVC_INLINE void through_normalisation(bool normalize, const Value* feature, Value length, Value scale, int64_t size,
                                        Value* gradient) {
   if (!normalize) return;
   const Value along = row_dot(gradient, feature, size);
-  for (int64_t i = 0; i < size; ++i) gradient[i] = length == 0 ? Value(0) : (gradient[i] - feature[i] * along) / length;
+  for (int64_t i = 0; i < size; ++i)
+    gradient[i] = length == 0 ? Value(0) : (gradient[i] - feature[i] * along) / length * scale;
 }
 
 template <class T>
@@ -135,14 +153,15 @@ FGVC_INLINE void gradients_of_classes(const ClassMeanLoss& op, int64_t begin, in
       const int64_t row = op.order[n];
       const Value* feature = static_cast<const Value*>(op.features) + row * size;
       const Value length = static_cast<const Value*>(op.lengths)[row];
+      const Value scale = static_cast<const Value*>(op.lengths)[op.samples + row];
       Value* within = static_cast<Value*>(op.gradients) + row * size;
       Value* between = within + op.samples * size;
       for (int64_t i = 0; i < size; ++i) {
         within[i] = (feature[i] - mean[i] - share * static_cast<Value>(residual[i])) / samples;
         between[i] = share * pull[i];
       }
-      through_normalisation(op.normalize, feature, length, size, within);
-      through_normalisation(op.normalize, feature, length, size, between);
+      through_normalisation(op.normalize, feature, length, scale, size, within);
+      through_normalisation(op.normalize, feature, length, scale, size, between);
     }
   }
 }

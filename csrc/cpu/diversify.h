@@ -237,28 +237,99 @@ FGVC_INLINE void diversify_tiles(const Diversify& op, int64_t begin, int64_t end
   }
 }
 
+// to[i] = bit i of `bits` ? set[i] : clear[i], for kTile values.
+template <class T>
+FGVC_INLINE void select_sixteen(uint32_t bits, const T* set, const T* clear, T* to) {
+  static_assert(kTile == 16);
+  if constexpr (sizeof(T) == 4) {
+    for (int part = 0; part < kTileParts; ++part)
+      store(to + part * kLanes, select(bits >> part * kLanes, load(set + part * kLanes), load(clear + part * kLanes)));
+  } else if constexpr (sizeof(T) == 2) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const auto vector = [](const T* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+    store(to, _mm256_mask_blend_epi16(bits, vector(clear), vector(set)));
+#else
+    typedef uint16_t Shorts __attribute__((vector_size(4 * kLanes)));
+    constexpr int kShorts = 2 * kLanes;
+    Shorts one_bit;
+    for (int i = 0; i < kShorts; ++i) one_bit[i] = static_cast<uint16_t>(1 << i % 16);
+    for (int first = 0; first < kTile; first += kShorts) {
+      Shorts ones, zeros;
+      std::memcpy(&ones, set + first, sizeof(ones));
+      std::memcpy(&zeros, clear + first, sizeof(zeros));
+      store(to + first, (one_bit & static_cast<uint16_t>(bits >> first)) != 0 ? ones : zeros);
+    }
+#endif
+  } else if constexpr (sizeof(T) == 1) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const auto vector = [](const T* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
+    store(to, _mm_mask_blend_epi8(bits, vector(clear), vector(set)));
+#else
+    constexpr uint64_t kOnes = 0x0101010101010101u;
+    for (int first = 0; first < kTile; first += 8) {
+      uint64_t ones, zeros;
+      std::memcpy(&ones, set + first, sizeof(ones));
+      std::memcpy(&zeros, clear + first, sizeof(zeros));
+      const uint64_t own = (bits >> first & 0xFF) * kOnes & 0x8040201008040201u;  // byte i keeps bit i
+      const uint64_t chosen = ((own + 0x7F * kOnes) >> 7 & kOnes) * 0xFF;
+      store(to + first, (ones & chosen) | (zeros & ~chosen));
+    }
+#endif
+  } else {
+    for (int i = 0; i < kTile; ++i) to[i] = bits >> i & 1 ? set[i] : clear[i];
+  }
+}
+
 // to[position] = suppressed ? hidden : plain, for one contiguous map.
 template <class T>
 FGVC_INLINE void spread_map(const uint8_t* bits, int64_t positions, T plain, T hidden, T* to) {
+  T plains[kTile], hiddens[kTile];
+  for (int i = 0; i < kTile; ++i) plains[i] = plain, hiddens[i] = hidden;
   int64_t i = 0;
-  for (; i + 8 <= positions; i += 8) {
-    const uint32_t byte = bits[i >> 3];
-    for (int bit = 0; bit < 8; ++bit) to[i + bit] = byte >> bit & 1 ? hidden : plain;
-  }
-  for (; i < positions; ++i) to[i] = bits[i >> 3] >> (i & 7) & 1 ? hidden : plain;
-}
-FGVC_INLINE void spread_map(const uint8_t* bits, int64_t positions, float plain, float hidden, float* to) {
-  const Floats plains = broadcast(plain), hiddens = broadcast(hidden);
-  int64_t i = 0;
-  for (; i + kTile <= positions; i += kTile) {
-    const uint32_t sixteen = bits[i >> 3] | bits[(i >> 3) + 1] << 8;
-    for (int part = 0; part < kTileParts; ++part)
-      store(to + i + part * kLanes, select(sixteen >> part * kLanes, hiddens, plains));
-  }
+  for (; i + kTile <= positions; i += kTile)
+    select_sixteen<T>(bits[i >> 3] | bits[(i >> 3) + 1] << 8, hiddens, plains, to + i);
   for (; i < positions; ++i) to[i] = bits[i >> 3] >> (i & 7) & 1 ? hidden : plain;
 }
 
-// The same for the channels of a tile, in any layout.
+// Of eight positions, whose bits are a byte of every channel: one bit per channel, channel 0 is bit 0.
+FGVC_INLINE void channels_of_positions(const uint8_t* bits, int64_t bytes, int64_t channels, uint32_t of_position[8]) {
+  uint8_t column[kTile] = {};
+  for (int64_t c = 0; c < channels; ++c) column[c] = bits[c * bytes];
+#if defined(__SSE2__)
+  __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(column));
+  for (int i = 7; i >= 0; --i, x = _mm_add_epi8(x, x)) of_position[i] = _mm_movemask_epi8(x);  // of the highest bits
+#else
+  for (int i = 0; i < 8; ++i) {
+    of_position[i] = 0;
+    for (int c = 0; c < kTile; ++c) of_position[i] |= (column[c] >> i & 1u) << c;
+  }
+#endif
+}
+
+// Interleaved channels (channels_last and the like): all channels of a tile at once.
+template <class T>
+FGVC_INLINE void spread_interleaved(const Layout4& layout, const uint8_t* bits, int64_t channels, const T* plain,
+                                    const T* hidden, T* base) {
+  const int64_t positions = layout.positions(), bytes = (positions + 7) / 8;
+  int64_t y = 0, x = 0;
+  for (int64_t first = 0; first < positions; first += 8) {
+    uint32_t of_position[8];
+    channels_of_positions(bits + first / 8, bytes, channels, of_position);
+    for (int64_t i = 0; i < smaller(8, positions - first); ++i) {
+      T* at = base + y * layout.stride[2] + x * layout.stride[3];
+      if (channels == kTile) {
+        select_sixteen<T>(of_position[i], hidden, plain, at);
+      } else {
+        T row[kTile];
+        select_sixteen<T>(of_position[i], hidden, plain, row);
+        std::memcpy(at, row, channels * sizeof(T));
+      }
+      if (++x == layout.width) x = 0, ++y;
+    }
+  }
+}
+
+// The same for the channels of a tile, in any layout. `plain` and `hidden` have kTile values.
 template <class T>
 FGVC_INLINE void spread_tile(const Layout4& layout, const uint8_t* all_bits, const Tile& tile, const T* plain,
                              const T* hidden, T* output) {
@@ -267,9 +338,10 @@ FGVC_INLINE void spread_tile(const Layout4& layout, const uint8_t* all_bits, con
   T* base = output + layout.offset(tile.sample, tile.channel);
   if (layout.map_is_contiguous()) {
     for (int64_t c = 0; c < tile.channels; ++c)
-      spread_map(bits + c * bytes, positions, plain[c], hidden[c], base + c * layout.stride[1]);
+      spread_map<T>(bits + c * bytes, positions, plain[c], hidden[c], base + c * layout.stride[1]);
     return;
   }
+  if (layout.channels_are_contiguous()) return spread_interleaved<T>(layout, bits, tile.channels, plain, hidden, base);
   for (int64_t y = 0, i = 0; y < layout.height; ++y)
     for (int64_t x = 0; x < layout.width; ++x, ++i) {
       T* at = base + y * layout.stride[2] + x * layout.stride[3];
@@ -283,14 +355,14 @@ FGVC_INLINE void spread_gradients(const SpreadGradient& op, int64_t begin, int64
   using Value = Accumulation<T>;
   for (int64_t number = begin; number < end; ++number) {
     const Tile tile = tile_at(op.layout, number);
-    T plain[kTile], hidden[kTile];
+    T plain[kTile] = {}, hidden[kTile] = {};
     for (int64_t c = 0; c < tile.channels; ++c) {
       const int64_t map = tile.sample * op.layout.channels + tile.channel + c;
       const Value share = to_float(static_cast<const T*>(op.grad)[map]) / static_cast<Value>(op.layout.positions());
       plain[c] = from_float<T>(share);
       hidden[c] = from_float<T>(share * static_cast<Value>(op.alpha));
     }
-    spread_tile(op.layout, op.bits, tile, plain, hidden, static_cast<T*>(op.output));
+    spread_tile<T>(op.layout, op.bits, tile, plain, hidden, static_cast<T*>(op.output));
   }
 }
 
@@ -304,7 +376,7 @@ void spread_mask(const SpreadMask& op, int64_t begin, int64_t end, Scratch&) {
   uint8_t zeros[kTile] = {}, ones[kTile];
   std::memset(ones, 1, sizeof(ones));
   for (int64_t number = begin; number < end; ++number)
-    spread_tile(op.layout, op.bits, tile_at(op.layout, number), zeros, ones, static_cast<uint8_t*>(op.output));
+    spread_tile<uint8_t>(op.layout, op.bits, tile_at(op.layout, number), zeros, ones, static_cast<uint8_t*>(op.output));
 }
 
 }  // namespace fgvc_ext::FGVC_ISA

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../common/orthogonal_loss.h"
+#include "../common/scale.h"
 #include "loss_gradient.h"
 #include "rows.h"
 #include "scratch.h"
@@ -17,16 +18,6 @@ struct Centred {
   bool constant;  // z = 0: such a map has no direction
   Value scale, deviation;
 };
-
-// The power of two that brings `value` near one, as far as it is a normal number.
-template <class Value>
-FGVC_INLINE Value scale_to_one(Value value) {
-  constexpr int kMost = sizeof(Value) == 4 ? 126 : 1022;
-  int exponent = 0;
-  __builtin_frexp(value, &exponent);
-  exponent = exponent > kMost ? kMost : exponent < -kMost ? -kMost : exponent;
-  return static_cast<Value>(__builtin_ldexp(1., -exponent));
-}
 
 // Writes (x − mean) · scale to `centred`. The mean is found twice: the second time it is that of what the first one
 // left, so that a map far from zero keeps its digits. In a map with a NaN or an infinity, the deviation is NaN.

@@ -5,6 +5,8 @@
 // Σ_q dM(q) F_c(q), for which it reads the features once; what it writes follows from them and from dM.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/spatial_attention_map.h"
 #include "maps.h"
 #include "rows.h"
@@ -19,8 +21,11 @@ FGVC_INLINE Tile group_at(const Op& op, int64_t number) {
 }
 
 // Rows that are looked at twice must still be in the first-level cache the second time.
+constexpr int64_t kCachedBytes = 32768;
+
 FGVC_INLINE int64_t rows_at_once(Dtype dtype, const Layout4& layout) {
-  const int64_t fit = 8192 / row_pitch(layout.positions());
+  const int64_t bytes = dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
+  const int64_t fit = kCachedBytes / (row_pitch(layout.positions()) * bytes);
   return fit < 1 ? 1 : smaller(fit, channels_at_once(dtype, layout));
 }
 
@@ -82,44 +87,59 @@ FGVC_INLINE Floats load_channels(const T* from, int64_t count) {
   return count >= kLanes ? load(from) : load_partial(from, count < 0 ? 0 : count, 0.f);
 }
 
-// Calls take(position, vectors) for every position of up to kVectorsAtOnce vectors of channels.
-template <class T, class Take>
+// Calls take(position, vectors) for every position of up to `Vectors` vectors of channels.
+template <int Vectors, class T, class Take>
 FGVC_INLINE void for_each_position(const Layout4& layout, const T* base, int64_t channels, Take take) {
   for (int64_t y = 0, position = 0; y < layout.height; ++y)
     for (int64_t x = 0; x < layout.width; ++x, ++position) {
       const T* from = base + y * layout.stride[2] + x * layout.stride[3];
-      Floats values[kVectorsAtOnce];
-      if (channels == kVectorsAtOnce * kLanes) {
-        for (int v = 0; v < kVectorsAtOnce; ++v) values[v] = load(from + v * kLanes);
+      Floats values[Vectors];
+      if (channels == Vectors * kLanes) {
+        for (int v = 0; v < Vectors; ++v) values[v] = load(from + v * kLanes);
       } else {
-        for (int v = 0; v < kVectorsAtOnce; ++v) values[v] = load_channels(from + v * kLanes, channels - v * kLanes);
+        for (int v = 0; v < Vectors; ++v) values[v] = load_channels(from + v * kLanes, channels - v * kLanes);
       }
       take(position, values);
     }
 }
 
 // Σ_p F_c(p) and, where `weights` is given, Σ_p weights[p] F_c(p): a lane per channel, added up in blocks of positions.
-template <class T>
+template <int Vectors, class T>
 FGVC_INLINE void sum_channels(const Layout4& layout, const T* base, int64_t channels, const float* weights,
-                              Floats sums[kVectorsAtOnce], Floats weighted[kVectorsAtOnce]) {
+                              Floats sums[Vectors], Floats weighted[Vectors]) {
   constexpr int64_t kBlock = 64;
-  Floats block[kVectorsAtOnce] = {}, weighted_block[kVectorsAtOnce] = {};
-  for (int v = 0; v < kVectorsAtOnce; ++v) sums[v] = weighted[v] = Floats{};
+  Floats block[Vectors] = {}, weighted_block[Vectors] = {};
+  for (int v = 0; v < Vectors; ++v) sums[v] = weighted[v] = Floats{};
   const auto close = [&] {
-    for (int v = 0; v < kVectorsAtOnce; ++v) {
+    for (int v = 0; v < Vectors; ++v) {
       sums[v] += block[v];
       weighted[v] += weighted_block[v];
       block[v] = weighted_block[v] = Floats{};
     }
   };
-  for_each_position(layout, base, channels, [&](int64_t position, const Floats values[kVectorsAtOnce]) {
+  for_each_position<Vectors>(layout, base, channels, [&](int64_t position, const Floats values[Vectors]) {
     if (position % kBlock == 0) close();
-    for (int v = 0; v < kVectorsAtOnce; ++v) {
+    for (int v = 0; v < Vectors; ++v) {
       block[v] += values[v];
       if (weights) weighted_block[v] += weights[position] * values[v];
     }
   });
   close();
+}
+
+// Calls take(number) with the constant number of vectors that hold the channels, rounded up to a power of two.
+template <class Take>
+FGVC_INLINE void with_vectors(int64_t channels, Take take) {
+  static_assert(kVectorsAtOnce == 8);
+  if (channels <= kLanes) {
+    take(std::integral_constant<int, 1>{});
+  } else if (channels <= 2 * kLanes) {
+    take(std::integral_constant<int, 2>{});
+  } else if (channels <= 4 * kLanes) {
+    take(std::integral_constant<int, 4>{});
+  } else {
+    take(std::integral_constant<int, 8>{});
+  }
 }
 
 template <class T>
@@ -129,13 +149,16 @@ static __attribute__((noinline)) void weigh_interleaved(const SpatialAttentionMa
   for (int64_t done = 0; done < group.channels; done += kVectorsAtOnce * kLanes) {
     const T* base = static_cast<const T*>(op.features) + layout.offset(group.sample, group.channel + done);
     const int64_t channels = smaller(kVectorsAtOnce * kLanes, group.channels - done);
-    Floats gains[kVectorsAtOnce], unused[kVectorsAtOnce];
-    sum_channels<T>(layout, base, channels, nullptr, gains, unused);
-    for (int v = 0; v < kVectorsAtOnce; ++v) gains[v] /= static_cast<float>(layout.positions());
-    for_each_position(layout, base, channels, [&](int64_t position, const Floats values[kVectorsAtOnce]) {
-      Floats total = gains[0] * values[0];
-      for (int v = 1; v < kVectorsAtOnce; ++v) total += gains[v] * values[v];
-      sums[position] += sum(total);
+    with_vectors(channels, [&](auto number) {
+      constexpr int kVectors = decltype(number)::value;
+      Floats gains[kVectors], unused[kVectors];
+      sum_channels<kVectors>(layout, base, channels, nullptr, gains, unused);
+      for (int v = 0; v < kVectors; ++v) gains[v] /= static_cast<float>(layout.positions());
+      for_each_position<kVectors>(layout, base, channels, [&](int64_t position, const Floats values[kVectors]) {
+        Floats total = gains[0] * values[0];
+        for (int v = 1; v < kVectors; ++v) total += gains[v] * values[v];
+        sums[position] += sum(total);
+      });
     });
   }
 }
@@ -199,10 +222,14 @@ static __attribute__((noinline)) void slopes_of_interleaved(const SpatialAttenti
                                                             const float* grad, float* slope, float* offset) {
   for (int64_t done = 0; done < group.channels; done += kVectorsAtOnce * kLanes) {
     const T* base = static_cast<const T*>(op.features) + op.layout.offset(group.sample, group.channel + done);
-    Floats sums[kVectorsAtOnce], weighted[kVectorsAtOnce];
-    sum_channels<T>(op.layout, base, smaller(kVectorsAtOnce * kLanes, group.channels - done), grad, sums, weighted);
-    std::memcpy(slope + done, sums, sizeof(sums));
-    std::memcpy(offset + done, weighted, sizeof(weighted));
+    const int64_t channels = smaller(kVectorsAtOnce * kLanes, group.channels - done);
+    with_vectors(channels, [&](auto number) {
+      constexpr int kVectors = decltype(number)::value;
+      Floats sums[kVectors], weighted[kVectors];
+      sum_channels<kVectors>(op.layout, base, channels, grad, sums, weighted);
+      std::memcpy(slope + done, sums, sizeof(sums));
+      std::memcpy(offset + done, weighted, sizeof(weighted));
+    });
   }
 }
 

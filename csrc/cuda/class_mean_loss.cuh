@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../common/class_mean_loss.h"
+#include "../common/scale.h"
 #include "loss_gradient.cuh"
 
 namespace fgvc_ext::cuda {
@@ -34,14 +35,19 @@ __global__ void __launch_bounds__(kClassThreads) class_features(ClassMeanLoss op
   const int64_t row = blockIdx.x, label = label_of(op, row);
   const auto embedding = Global<const T>(op.embeddings).from(row * op.embedding_stride[0]);
   const auto feature = Global<Value>(op.features).from(row * op.size);
-  Value squares = 0;
+  Value largest = 0, squares = 0;
+  for (int64_t i = threadIdx.x; i < op.size && op.normalize; i += kClassThreads) {
+    const Value x = widen(embedding.load(i * op.embedding_stride[1])), magnitude = x < 0 ? -x : x;
+    largest = magnitude > largest ? magnitude : largest;  // a NaN is passed over
+  }
+  const Value scale = op.normalize ? scale_to_one(block_reduce<kClassThreads>(largest, Larger())) : Value(1);
   for (int64_t i = threadIdx.x; i < op.size; i += kClassThreads) {
-    const Value x = widen(embedding.load(i * op.embedding_stride[1]));
+    const Value x = widen(embedding.load(i * op.embedding_stride[1])) * scale;
     squares += x * x;
   }
   const Value length = op.normalize ? sqrt(block_reduce<kClassThreads>(squares, Sum())) : Value(1);
   for (int64_t i = threadIdx.x; i < op.size; i += kClassThreads) {
-    const Value x = widen(embedding.load(i * op.embedding_stride[1]));
+    const Value x = widen(embedding.load(i * op.embedding_stride[1])) * scale;  // f does not depend on the scale
     feature.store(i, length == 0 ? Value(0) : x / length);
   }
   const bool valid = label >= 0 && label < op.classes;
@@ -55,6 +61,7 @@ __global__ void __launch_bounds__(kClassThreads) class_features(ClassMeanLoss op
   first = -block_reduce<kClassThreads>(-first, Larger());
   if (threadIdx.x != 0) return;
   Global<Value>(op.lengths).store(row, length);
+  Global<Value>(op.lengths).store(op.samples + row, scale);
   work.lead.store(row, valid ? first : -1);
   work.count.store(row, count);
 }
@@ -153,7 +160,8 @@ __global__ void __launch_bounds__(kClassThreads)
     return;
   }
   const auto feature = Global<const Value>(op.features).from(row * size);
-  const Value length = Global<const Value>(op.lengths).load(row), pairs = work.pairs.load(0);
+  const Value length = Global<const Value>(op.lengths).load(row);
+  const Value scale = Global<const Value>(op.lengths).load(op.samples + row), pairs = work.pairs.load(0);
   const Value share = static_cast<Value>(op.alpha) / (1 + static_cast<Value>(work.count.load(row)));  // dμ^t/df
   const Value factor = pairs < 1 ? Value(0) : -static_cast<Value>(op.gamma) / pairs * share;
   Value along_within = 0, along_between = 0;
@@ -172,8 +180,8 @@ __global__ void __launch_bounds__(kClassThreads)
   along_between = block_reduce<kClassThreads>(along_between, Sum());
   for (int64_t i = threadIdx.x; i < size; i += kClassThreads) {
     const Value f = feature.load(i);
-    within.store(i, length == 0 ? Value(0) : (within.load(i) - f * along_within) / length);
-    between.store(i, length == 0 ? Value(0) : (between.load(i) - f * along_between) / length);
+    within.store(i, length == 0 ? Value(0) : (within.load(i) - f * along_within) / length * scale);
+    between.store(i, length == 0 ? Value(0) : (between.load(i) - f * along_between) / length * scale);
   }
 }
 

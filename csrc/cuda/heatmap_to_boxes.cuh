@@ -23,34 +23,38 @@ __global__ void __launch_bounds__(kBoxThreads) box_of_map(HeatmapToBoxes op, Div
   if (number >= op.maps) return;
   const auto map = Global<const T>(op.heatmaps).from(number * op.stride[0]);
   const auto positions = static_cast<uint32_t>(op.height * op.width);
-  const auto value_at = [&](uint32_t row, uint32_t column) {
-    return widen(map.load(row * op.stride[1] + column * op.stride[2]));
+  // The warp's accesses begin with sectors, where the map lies in one piece: lanes before its begin look at the first
+  // value once more. Neither that nor the order changes a result.
+  const bool one_piece = op.stride[2] == 1 && op.stride[1] == op.width;
+  const auto skipped = one_piece ? map.past_sector() / static_cast<uint32_t>(sizeof(T)) : 0u;
+  const auto for_each_position = [&](auto use) {
+    for (uint32_t i = lane_index(); i < positions + skipped; i += kWarp) {
+      uint32_t column;
+      const uint32_t row = columns.divide(i < skipped ? 0 : i - skipped, column);
+      use(row, column, row * op.stride[1] + column * op.stride[2]);
+    }
   };
 
-  Value lowest = value_at(0, 0), highest = lowest, zero = 0;  // NaN as soon as a value is not finite
-  for (uint32_t position = lane_index(); position < positions; position += kWarp) {
-    uint32_t column;
-    const uint32_t row = columns.divide(position, column);
-    const Value value = value_at(row, column);
+  Value lowest = widen(map.load(0u)), highest = lowest, zero = 0;  // NaN as soon as a value is not finite
+  for_each_position([&](uint32_t, uint32_t, int64_t at) {
+    const Value value = widen(map.load(at));
     lowest = Smaller()(value, lowest);
     highest = Larger()(value, highest);
     zero += value - value;
-  }
+  });
   lowest = warp_reduce(lowest, Smaller());
   highest = warp_reduce(highest, Larger());
   const bool finite = warp_reduce(zero, Sum()) == 0;
 
   const Value bound = static_cast<Value>(op.threshold) * (highest - lowest);
   int left = INT32_MAX, top = INT32_MAX, right = -1, bottom = -1;
-  for (uint32_t position = lane_index(); position < positions; position += kWarp) {
-    uint32_t column;
-    const uint32_t row = columns.divide(position, column);
-    if (!(value_at(row, column) - lowest > bound)) continue;
+  for_each_position([&](uint32_t row, uint32_t column, int64_t at) {
+    if (!(widen(map.load(at)) - lowest > bound)) return;
     left = Smaller()(static_cast<int>(column), left);
     right = Larger()(static_cast<int>(column), right);
     top = Smaller()(static_cast<int>(row), top);
     bottom = Larger()(static_cast<int>(row), bottom);
-  }
+  });
   left = warp_reduce(left, Smaller());
   right = warp_reduce(right, Larger());
   top = warp_reduce(top, Smaller());

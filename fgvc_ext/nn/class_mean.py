@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
 from .. import ops
+from ..ops._checks import check_int
 from ..ops.class_mean_loss import ClassMeanLosses, check_arguments, check_parameters
 from ..reference.accumulation import accumulation_dtype
 from ..reference.class_mean_loss import official_class_mean_loss, unit_rows
@@ -17,8 +18,9 @@ class ClassMeanLoss(nn.Module):
     """Pulls embeddings to the mean of their class and the means of different classes apart (ELoPE, eq. 5–12).
 
     See :func:`fgvc_ext.ops.class_mean_loss`. The means, ``class_means`` [num_classes,embedding_dim], are a float32
-    buffer that starts as random unit vectors and stands in the state dict. A forward in training mode writes the new
-    means of the batch's classes into it, unless a loss is not finite. In evaluation mode nothing changes.
+    buffer that starts as random unit vectors and stands in the state dict; it stays float32 in a module of half
+    precision, where small steps would be rounded away. A forward in training mode writes the new means of the batch's
+    classes into it, unless a loss is not finite. In evaluation mode nothing changes.
 
     With several processes (``torch.distributed``), a forward in training mode gathers the embeddings and labels of all
     ranks, and every rank computes the loss of the global batch, as the paper defines it. The mean over ranks of the
@@ -26,9 +28,9 @@ class ClassMeanLoss(nn.Module):
     batch; nothing needs to be multiplied by the number of ranks. The means stay equal on all ranks. Every rank must
     call forward and backward, also one without samples, and embeddings must require a gradient on all ranks or on none.
 
-    ``variant="official"`` is the authors' public code, which differs from the paper in the update, in the gradient of
-    the within-class loss and in the pairs of the between-class loss; docs/class_mean_loss.md lists how. It runs in
-    plain PyTorch and draws its pairs from torch's generator.
+    ``variant="official"`` is the authors' public code, which differs from the paper in the length of the means, in
+    the gradient of the within-class loss and in the pairs of the between-class loss; docs/class_mean_loss.md lists how.
+    It runs in plain PyTorch and draws its pairs from torch's generator.
 
     ``within`` and ``between`` are the two losses of the last forward, detached; None before it.
     """
@@ -49,6 +51,8 @@ class ClassMeanLoss(nn.Module):
         variant: str = "paper",
     ) -> None:
         super().__init__()
+        check_int("ClassMeanLoss", "num_classes", num_classes, least=1)
+        check_int("ClassMeanLoss", "embedding_dim", embedding_dim, least=1)
         check_parameters(alpha=alpha, margin=margin, gamma=gamma, normalize=normalize)
         if variant not in VARIANTS:
             raise ValueError(f"ClassMeanLoss: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
@@ -70,7 +74,8 @@ class ClassMeanLoss(nn.Module):
             "gamma": self.gamma,
             "normalize": self.normalize,
         }
-        # Before anything is gathered: an error on this rank should not be a wait on the others.
+        # Before anything is gathered: where all ranks have the same mistake, all say so. An error on one rank alone
+        # leaves the others waiting in the gather, until that rank's process ends or their timeout does.
         check_arguments(embeddings, labels, self.class_means, **options)
         gathers = self.training and _world_size() > 1
         if gathers:
@@ -84,6 +89,15 @@ class ClassMeanLoss(nn.Module):
             self._keep(losses, labels)
         self.within, self.between = losses.within.detach(), losses.between.detach()
         return losses.within + losses.between
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ClassMeanLoss":
+        """``half()``, ``bfloat16()`` and the like move the means, if they move them, and leave their dtype."""
+        means = self.class_means
+        super()._apply(fn, recurse)
+        if self.class_means.dtype not in (torch.float32, torch.float64):
+            # What fn gave has lost digits: only its device is taken from it.
+            self.class_means = means.to(self.class_means.device, torch.float32)
+        return self
 
     @torch.no_grad()
     def _keep(self, losses: ClassMeanLosses, labels: Tensor) -> None:

@@ -1,8 +1,11 @@
 """Argument checks: every message names the operator, the argument, what was expected and what came.
 
-They read metadata only, so that they neither wait for a device nor break a compiled graph.
+They read metadata only, so that they neither wait for a device nor break a compiled graph. Those of numbers return them,
+NumPy's as Python's: the operators would not take NumPy's.
 """
 
+import numbers
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -57,32 +60,45 @@ def check_positions(op: str, name: str, maps: Tensor) -> int:
     return positions
 
 
-def check_int(op: str, name: str, value: Any, least: int = -(2**63)) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+def check_int(op: str, name: str, value: Any, least: int = -(2**63)) -> int:
+    if not _is_int(value):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    value = _as_int(value)
     if value < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
     if value >= 2**63:
         raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
+    return value
 
 
-def check_real(op: str, name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _is_int(value: Any) -> bool:
+    """Python's, NumPy's or a symbolic one; no tensor, whose value would have to be waited for."""
+    return isinstance(value, (int, torch.SymInt, numbers.Integral)) and not isinstance(value, bool)
+
+
+def _as_int(value: Any) -> Any:
+    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
+
+
+def check_real(op: str, name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    # Not all: an integer may be too large for a float. And NumPy's would round what they are compared with.
+    value = value if isinstance(value, (int, float)) else float(value)
     if not (-_LARGEST <= value <= _LARGEST and accepts(value)):
         raise ValueError(f"{op}: {name} must be {expected}, got {value}")
+    return value
 
 
-def check_finite(op: str, name: str, value: Any, beside: Tensor) -> None:
+def check_finite(op: str, name: str, value: Any, beside: Tensor) -> float:
     """Finite also in what the operator computes in: float64 beside a float64 tensor, float32 beside others."""
     if beside.dtype == torch.float64:
-        check_real(op, name, value, lambda number: True, "finite")
-    else:
-        check_real(op, name, value, lambda number: abs(number) <= LARGEST_FLOAT32, "finite in float32")
+        return check_real(op, name, value, lambda number: True, "finite")
+    return check_real(op, name, value, lambda number: abs(number) <= LARGEST_FLOAT32, "finite in float32")
 
 
-def check_probability(op: str, name: str, value: Any) -> None:
-    check_real(op, name, value, lambda p: 0 <= p <= 1, "a probability in [0, 1]")
+def check_probability(op: str, name: str, value: Any) -> float:
+    return check_real(op, name, value, lambda p: 0 <= p <= 1, "a probability in [0, 1]")
 
 
 def check_labels_shape(op: str, name: str, value: Any, first_name: str, first: Tensor) -> None:
@@ -98,13 +114,13 @@ def check_labels_shape(op: str, name: str, value: Any, first_name: str, first: T
 
 def image_sides(op: str, image_size: Any) -> tuple[int, int]:
     """(height, width) of ``image_size``, which is one number for both or the two of them."""
-    if isinstance(image_size, (int, torch.SymInt)):
+    if isinstance(image_size, (int, torch.SymInt, numbers.Integral)):
         image_size = (image_size, image_size)
     if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
         raise TypeError(f"{op}: image_size must be an int or (height, width), got {image_size!r}")
-    check_int(op, "the height in image_size", image_size[0], least=1)
-    check_int(op, "the width in image_size", image_size[1], least=1)
-    return image_size[0], image_size[1]
+    height = check_int(op, "the height in image_size", image_size[0], least=1)
+    width = check_int(op, "the width in image_size", image_size[1], least=1)
+    return height, width
 
 
 def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor) -> Tensor:
@@ -117,8 +133,9 @@ def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor) -> Tensor:
         if seed.dim() == 1 and seed.shape[0] != maps.shape[0]:
             raise ValueError(f"{op}: seed must have shape [] or [{maps.shape[0]}], got {list(seed.shape)}")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+    if not _is_int(seed):
         raise TypeError(f"{op}: seed must be None, an int or an int64 tensor, got {type(seed).__name__}")
+    seed = _as_int(seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"{op}: seed must fit 64 bits, got {seed}")
     return torch.full((), seed, dtype=torch.int64, device=maps.device)

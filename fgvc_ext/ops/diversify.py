@@ -49,8 +49,8 @@ def diversify(
     Raises:
         TypeError, ValueError: an argument of another dtype, shape, device or range.
     """
-    seed = _checked(OP, maps, p_peak, p_patch, patch_size, seed)
-    check_finite(OP, "alpha", alpha, maps)
+    p_peak, p_patch, patch_size, seed = _checked(OP, maps, p_peak, p_patch, patch_size, seed)
+    alpha = check_finite(OP, "alpha", alpha, maps)
     if not use_kernel(OP, maps):
         return reference.diversify(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha, seed=seed)
     peak, patch = hide_threshold(p_peak), hide_threshold(p_patch)
@@ -77,7 +77,7 @@ def suppression_mask(
 
     Arguments and errors: as :func:`diversify`. No gradient.
     """
-    seed = _checked(MASK, maps, p_peak, p_patch, patch_size, seed)
+    p_peak, p_patch, patch_size, seed = _checked(MASK, maps, p_peak, p_patch, patch_size, seed)
     maps = maps.detach()
     if not use_kernel(MASK, maps):
         return reference.suppression_mask(maps, p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, seed=seed)
@@ -86,14 +86,12 @@ def suppression_mask(
 
 def _checked(
     op: str, maps: Tensor, p_peak: float, p_patch: float, patch_size: int, seed: int | Tensor | None
-) -> Tensor:
+) -> tuple[float, float, int, Tensor]:
     check_tensor(op, "maps", maps, "[N,C,H,W]")
     if check_positions(op, "maps", maps) == 0:
         raise ValueError(f"{op}: maps must have H and W of at least 1, got {list(maps.shape)}")
-    check_probability(op, "p_peak", p_peak)
-    check_probability(op, "p_patch", p_patch)
-    check_int(op, "patch_size", patch_size, least=1)
-    return seed_tensor(op, seed, maps)
+    p_peak, p_patch = check_probability(op, "p_peak", p_peak), check_probability(op, "p_patch", p_patch)
+    return p_peak, p_patch, check_int(op, "patch_size", patch_size, least=1), seed_tensor(op, seed, maps)
 
 
 def _bytes_per_map(height: int, width: int) -> int:

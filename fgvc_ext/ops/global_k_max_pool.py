@@ -40,7 +40,7 @@ def global_k_max_pool(features: Tensor, k: int = 4, weight: Tensor | None = None
         TypeError, ValueError: an argument of another dtype, shape or device, or k outside [1, H·W].
     """
     check_tensor(OP, "features", features, "[N,C,H,W]")
-    check_int(OP, "k", k, least=1)
+    k = check_int(OP, "k", k, least=1)
     positions = check_positions(OP, "features", features)
     if k > positions:
         height, width = features.shape[2:]

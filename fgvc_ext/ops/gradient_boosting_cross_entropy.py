@@ -49,8 +49,8 @@ def gradient_boosting_cross_entropy(
     classes = scores.shape[1]
     if classes == 0:
         raise ValueError(f"{OP}: scores must have at least one class, got {list(scores.shape)}")
-    check_int(OP, "k", k, least=1)
-    check_int(OP, "ignore_index", ignore_index)
+    k = check_int(OP, "k", k, least=1)
+    ignore_index = check_int(OP, "ignore_index", ignore_index)
     if reduction not in REDUCTIONS:
         raise ValueError(f"{OP}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if check_labels() and not scores.is_cpu and not torch.compiler.is_compiling():

@@ -43,9 +43,8 @@ def class_mean_loss(
     normalize: bool = True,
 ) -> ClassMeanLosses:
     batch = _batch(embeddings, labels, class_means, normalize)
-    # eq. 6–8. One row computes the mean of a class for all its samples, so that their rows are equal to the last bit.
-    step = (batch.counts * batch.old_means - batch.sums) / (1 + batch.counts)
-    means = (batch.old_means - alpha * step)[batch.first]
+    # One row computes the mean of a class for all its samples, so that their rows are equal to the last bit.
+    means = _updated(batch, alpha)[batch.first]
 
     samples = labels.shape[0]
     within = (batch.embeddings - means).square().sum() / (2 * max(1, samples))  # eq. 9
@@ -69,15 +68,13 @@ def official_class_mean_loss(
     normalize: bool = True,
     seed: Tensor | None = None,
 ) -> ClassMeanLosses:
-    """The authors' public code, which differs from the paper in five points.
+    """The authors' public code, which differs from the paper in four points.
 
-    - The update is not divided by 1 + n_c: μ_c = μ_c − α · Σ_{n∈c}(μ_c − f_n).
     - Every mean has its length set to one after the update. Gradients pass as if it had not been.
     - The gradient of the within-class loss leaves out the other samples of the class: r_i·(1 − α/(1+n_c))/N.
     - The between-class loss takes pairs of samples, not of classes: those of different labels whose means are closer
       than the margin, of which it draws at most S = min(256, N(N−1)).
-    - Its sum is divided by S, however many pairs there are. Its gradient to f is that of eq. 11 and 12, with the
-      α/(1+n_c) of the paper's update.
+    - Its sum is divided by S, however many pairs there are. Its gradient to f is that of eq. 11 and 12.
 
     ``seed`` is an int64 tensor []; None draws one from torch's generator of the device where pairs must be drawn.
     The rows of ``batch_means`` have length one; the other rows of ``class_means`` are the caller's to normalise.
@@ -85,8 +82,7 @@ def official_class_mean_loss(
     batch = _batch(embeddings, labels, class_means, normalize)
     samples = labels.shape[0]
     share = alpha / (1 + batch.counts)
-    update = batch.old_means - alpha * (batch.counts * batch.old_means - batch.sums).detach()
-    means = unit_rows(update)[batch.first]
+    means = unit_rows(_updated(batch, alpha).detach())[batch.first]
 
     residuals = batch.embeddings.detach() - means
     followed = residuals + (1 - share) * (batch.embeddings - batch.embeddings.detach())  # adds zero, and the gradient
@@ -106,10 +102,21 @@ def official_class_mean_loss(
 
 def unit_rows(values: Tensor) -> Tensor:
     """Rows of length one; a row of zeros stays zero and has no gradient."""
-    squares = values.square().sum(dim=1, keepdim=True)
+    scaled = values * _scale_to_one(values.detach().abs().amax(dim=1, keepdim=True))
+    squares = scaled.square().sum(dim=1, keepdim=True)
     zero = squares == 0
     # Not only the result but also the root: its derivative at zero is infinite, and infinity times zero is NaN.
-    return torch.where(zero, 0.0, values / torch.where(zero, 1.0, squares).sqrt())
+    return torch.where(zero, 0.0, scaled / torch.where(zero, 1.0, squares).sqrt())
+
+
+def _scale_to_one(magnitudes: Tensor) -> Tensor:
+    """Powers of two that bring float32 or float64 magnitudes near one, from the bits of their exponents.
+
+    They change no digit, and keep the squares of very large and very small numbers finite and apart from zero.
+    """
+    words, mantissa, most = (torch.int64, 52, 2046) if magnitudes.dtype == torch.float64 else (torch.int32, 23, 254)
+    exponents = most - (magnitudes.view(words) >> mantissa)
+    return (exponents.clamp(min=1) << mantissa).view(magnitudes.dtype)
 
 
 def _batch(embeddings: Tensor, labels: Tensor, class_means: Tensor, normalize: bool) -> _Batch:
@@ -132,6 +139,12 @@ def _batch(embeddings: Tensor, labels: Tensor, class_means: Tensor, normalize: b
     sums = torch.where(same[:, :, None], values, 0.0).sum(dim=1)
     old_means = class_means.detach()[torch.where(valid, labels, 0)].to(dtype)
     return _Batch(values, valid, first, same.sum(dim=1, keepdim=True).to(dtype), sums, old_means)
+
+
+def _updated(batch: _Batch, alpha: float) -> Tensor:
+    """The mean of every sample's class after the step of eq. 6–8: [N,E]."""
+    step = (batch.counts * batch.old_means - batch.sums) / (1 + batch.counts)
+    return batch.old_means - alpha * step
 
 
 def _returned(means: Tensor, batch: _Batch, class_means: Tensor) -> Tensor:

@@ -101,6 +101,13 @@ def map_tensors(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
     return replace(sample, tensors={name: changed(value) for name, value in sample.tensors.items()})
 
 
+def map_first(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
+    """The sample with ``change`` of its first argument, of every tensor of it where it is a list."""
+    first = sample.tensors[sample.first]
+    changed = [change(one) for one in first] if isinstance(first, list) else change(first)
+    return replace(sample, tensors={**sample.tensors, sample.first: changed})
+
+
 def in_dtype(sample: Sample, dtype: torch.dtype) -> Sample:
     return map_tensors(sample, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 

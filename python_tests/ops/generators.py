@@ -168,12 +168,20 @@ def wrong(name: str, *values: Any) -> Callable[[Draw, Any], tuple[str, Any]]:
 
 
 def wrong_first(draw: Draw, sample: Any) -> tuple[str, Any]:
-    """For a first argument that is a floating tensor of fixed dimensions."""
-    name, tensor = next(iter(sample.tensors.items()))
+    """For a first argument that is a floating tensor of fixed dimensions, or a list of such tensors."""
+    name, first = next(iter(sample.tensors.items()))
+    if not isinstance(first, list):
+        return name, _wrong_floats(draw, first)
+    place = draw.integer(0, len(first) - 1)
+    wrong_one = [*first[:place], _wrong_floats(draw, first[place]), *first[place + 1 :]]
+    return name, draw.choice([wrong_one, wrong_one, [first], first[place], None, "a", 1.0])
+
+
+def _wrong_floats(draw: Draw, tensor: Tensor) -> Any:
     dense = tensor.nan_to_num()
     other_dtype = dense.to(draw.choice([torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64]))
     more = tensor.new_zeros((2, *tensor.shape))
-    return name, draw.choice([other_dtype, more, more[0, ..., 0], dense.to_sparse(), dense.tolist(), None, "a", 1.0])
+    return draw.choice([other_dtype, more, more[0, ..., 0], dense.to_sparse(), dense.tolist(), None, "a", 1.0])
 
 
 def no_positions(draw: Draw, sample: Any) -> tuple[str, Any]:

@@ -64,13 +64,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: the operator on one shape of its first tensor, in one direction, with the targets it must meet."""
+    """One benchmark: the operator on one shape of its first tensor, in one direction, with the targets it must meet.
+
+    With ``alone``, which goes with ``backward``, forward is not timed: `Benchmark.backward` and plain PyTorch's own.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
     backward: bool = False
     targets: tuple[Target, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Benchmark:
     cpu: tuple[Case, ...]
     cuda: tuple[Case, ...]
     sweep: tuple[Case, ...]  # shapes, dtypes and layouts on which ours must not be slower than plain PyTorch
+    # The raw backward operator on what forward saves, for cases of backward alone: its result is the first gradient.
+    backward: Callable[[Sample], Callable[[], Tensor]] | None = None
     saves: str = ""  # what is kept for backward, in words, for the table of memory
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # further contenders, for information
     # Ours and plain PyTorch are compared before they are timed. Where `plain` draws random numbers of its own, these
@@ -99,6 +105,9 @@ class Spec:
     empty: Callable[[], list[Sample]]  # N = 0
     large: Callable[[], list[Sample]]  # float32 on the CPU, enough work for several parallel tasks
     # ((samples, channels, height, width), device) -> a float32 sample as large as that, with what it has of the four.
+    # Sizes of other tensors must not equal one of these by chance: torch.compile takes equal sizes for the same. The
+    # further maps of a list have multiples of height and width, and as many channels or 32 more: then they begin at a
+    # sector of memory where the first one does.
     of_size: Callable[[Size, str], Sample]
     # The arguments of torch.ops.fgvc_ext.<name> for a sample. Its results begin with those of the public function.
     raw: Callable[[Sample], tuple[Any, ...]]

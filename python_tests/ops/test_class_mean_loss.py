@@ -1,14 +1,17 @@
 """What ELoPE says of the class-mean loss, beyond the contract that every operator keeps."""
 
 import contextlib
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 import fgvc_ext
-from fgvc_ext import ops, reference
+from fgvc_ext import _library, ops, reference
 from fgvc_ext.ops import ClassMeanLosses
+
+MODULE = sys.modules["fgvc_ext.ops.class_mean_loss"]  # ops.class_mean_loss is the function
 
 
 def inputs(samples: int, classes: int, size: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,6 +159,53 @@ def test_identical_samples_and_equal_means_are_harmless() -> None:
     assert embeddings.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["kernel", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e20, 1e19, 1e37, 1e-20, 1e-22, 1e-25, 1e-38])
+def test_the_length_of_very_long_and_very_short_embeddings(scale: float, dtype: torch.dtype, backend: str) -> None:
+    """Their squares are infinite or zero in float32; the loss does not depend on their length."""
+    embeddings = (torch.tensor([[3.0, 4.0], [4.0, -3.0], [5.0, 0.1]], dtype=torch.float64) * scale).to(dtype)
+    labels, class_means = torch.tensor([0, 1, 1]), torch.tensor([[0.5, 0.5], [0.5, 0.25]])
+
+    def losses_and_gradients(embeddings: Tensor, means: Tensor) -> tuple[ClassMeanLosses, list[Tensor]]:
+        leaf = embeddings.clone().requires_grad_()
+        losses = ops.class_mean_loss(leaf, labels, means)
+        return losses, [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses[:2]]
+
+    with fgvc_ext.use_reference() if backend == "reference" else contextlib.nullcontext():
+        losses, gradients = losses_and_gradients(embeddings, class_means)
+    exact, exact_gradients = losses_and_gradients(embeddings.double(), class_means.double())
+    for actual, expected in zip(losses, exact, strict=True):
+        torch.testing.assert_close(actual, expected.float(), rtol=1e-6, atol=1e-6)
+    for actual, expected in zip(gradients, exact_gradients, strict=True):
+        assert expected.any()
+        # Relative to the largest: what the normalisation takes away may cancel.
+        atol = 4 * torch.finfo(dtype).eps * expected.abs().max().item() + 1e-45
+        torch.testing.assert_close(actual.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=atol)
+
+
+def test_by_hand_two_rows_whose_squares_are_out_of_range() -> None:
+    for scale in (1e19, 1e20, 1e-25, 1e-22):
+        embeddings = (torch.tensor([[3.0, 4.0], [4.0, -3.0]]) * scale).requires_grad_()
+        f = torch.tensor([[0.6, 0.8], [0.8, -0.6]])
+        losses = ops.class_mean_loss(embeddings, torch.tensor([0, 1]), f.flip(0))
+        # Each mean is orthogonal to its sample: ‖f − (3/4 μ + 1/4 f)‖² = 9/16 · 2.
+        assert losses.within.item() == pytest.approx(0.5625)
+        torch.testing.assert_close(losses.batch_means, 0.25 * f + 0.75 * f.flip(0))
+        losses.within.backward()
+        torch.testing.assert_close(embeddings.grad * scale, -0.05625 * f.flip(0))
+
+
+@pytest.mark.parametrize("backend", ["kernel", "reference"])
+def test_an_infinity_is_nan_where_it_stands_and_the_rest_of_its_row_is_zero(backend: str) -> None:
+    embeddings = torch.tensor([[float("-inf"), 3.0, 1e-30], [1.0, float("nan"), 2.0]])
+    with fgvc_ext.use_reference() if backend == "reference" else contextlib.nullcontext():
+        losses = ops.class_mean_loss(embeddings, torch.tensor([0, 1]), torch.ones(2, 3))
+    assert losses.within.isnan()
+    assert losses.batch_means.isnan().tolist() == [[True, False, False], [True, True, True]]
+    assert losses.batch_means[0, 1:].tolist() == [0.75, 0.75]  # the mean has moved towards zero
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_half_precision_accumulates_in_float32(dtype: torch.dtype, normalize: bool) -> None:
@@ -252,6 +302,31 @@ def test_a_bad_label_elsewhere_spoils_its_own_rows_only(wrong: int) -> None:
     # The mean over the samples still counts the one that is spoilt.
     (expected.within * 6 / 7 + expected.between).backward()
     torch.testing.assert_close(leaf.grad[others], rest.grad)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_labels_on_another_device_are_looked_at_where_that_is_asked_for(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which nothing can look at: only the call is recorded."""
+    calls = []
+    monkeypatch.setattr(_library, "_labels_checked", asked)
+    monkeypatch.setattr(MODULE, "look_at_labels", lambda *arguments: calls.append(arguments))
+    embeddings, class_means = torch.empty(3, 20, device="meta"), torch.empty(7, 20, device="meta")
+    labels = torch.empty(3, dtype=torch.int64, device="meta")
+    with fgvc_ext.use_reference():
+        ops.class_mean_loss(embeddings, labels, class_means)
+    assert calls == ([(MODULE.OP, "labels", labels, 7)] if asked else [])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_bad_label_on_cuda_is_an_error_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_labels_checked", True)
+    embeddings, labels, class_means = (tensor.cuda() for tensor in inputs(7, 4))
+    labels[2] = 4
+    with pytest.raises(IndexError, match=r"^class_mean_loss: labels\[2\] = 4 is not in \[0, 4\)"):
+        ops.class_mean_loss(embeddings, labels, class_means)
 
 
 @pytest.mark.cuda

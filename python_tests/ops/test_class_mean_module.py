@@ -123,6 +123,34 @@ def test_half_precision_embeddings_beside_float32_means() -> None:
     assert loss.dtype == module.class_means.dtype == torch.float32
 
 
+@pytest.mark.parametrize("variant", ["paper", "official"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_module_of_half_precision_keeps_its_means_in_float32(dtype: torch.dtype, variant: str) -> None:
+    embeddings, labels = batch(8, 4)
+    module, cast = (nn.ClassMeanLoss(4, 6, variant=variant) for _ in range(2))
+    cast.load_state_dict(module.state_dict())
+    cast = torch.nn.Sequential(cast).to(dtype)[0]
+    assert cast.class_means.dtype == cast.state_dict()["class_means"].dtype == torch.float32
+    assert torch.equal(cast.class_means, module.class_means)
+    for _ in range(3):
+        assert torch.equal(cast(embeddings.to(dtype), labels), module(embeddings.to(dtype), labels))
+    assert torch.equal(cast.class_means, module.class_means)
+
+
+def test_casts_that_keep_digits_and_moves_reach_the_means() -> None:
+    module = nn.ClassMeanLoss(4, 6)
+    before = module.class_means.clone()
+    assert torch.equal(module.double().class_means, before.double())
+    embeddings, labels = batch(8, 4)
+    module.eval()(embeddings.double(), labels)
+    assert torch.equal(module.half().class_means, before)
+    assert torch.equal(module.double().float().class_means, before)
+    moved = module.to("meta", torch.bfloat16)
+    assert moved is module
+    assert moved.class_means.is_meta
+    assert moved.class_means.dtype == torch.float32
+
+
 def test_its_description_and_its_errors() -> None:
     assert repr(nn.ClassMeanLoss(4, 6, margin=0.5)) == (
         "ClassMeanLoss(num_classes=4, embedding_dim=6, alpha=0.5, margin=0.5, gamma=16.0, normalize=True, "
@@ -130,6 +158,11 @@ def test_its_description_and_its_errors() -> None:
     )
     with pytest.raises(ValueError, match="ClassMeanLoss: variant must be one of paper, official, got 'public'"):
         nn.ClassMeanLoss(4, 6, variant="public")
+    for sizes, name in (((0, 6), "num_classes"), ((4, 0), "embedding_dim"), ((-1, 6), "num_classes")):
+        with pytest.raises(ValueError, match=f"^ClassMeanLoss: {name} must be at least 1, got {min(sizes)}"):
+            nn.ClassMeanLoss(*sizes)
+    with pytest.raises(TypeError, match=r"^ClassMeanLoss: embedding_dim must be an int, got float"):
+        nn.ClassMeanLoss(4, 6.0)
     with pytest.raises(ValueError, match="class_mean_loss: alpha must be finite and at least 0, got -1"):
         nn.ClassMeanLoss(4, 6, alpha=-1)
     module = nn.ClassMeanLoss(4, 6)
@@ -143,12 +176,14 @@ def test_the_official_variant_by_hand() -> None:
     labels = torch.tensor([0, 1, 0])
     class_means = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
     losses = official_class_mean_loss(embeddings, labels, class_means, margin=4.0)
-    # μ_0 = (0,1) − ½·2·((0,1) − (1,0)) = (1,0); μ_1 = (1,0) − ½·((1,0) − (0,1)) = (½,½), which becomes (1,1)/√2
-    half = math.sqrt(0.5)
-    expected = torch.tensor([[1, 0], [half, half], [1, 0]], dtype=torch.float64)
+    # μ_0 = (0,1) − ½·2·((0,1) − (1,0))/3 = (1,2)/3, which becomes (1,2)/√5;
+    # μ_1 = (1,0) − ½·((1,0) − (0,1))/2 = (3,1)/4, which becomes (3,1)/√10.
+    first, second = [1 / math.sqrt(5), 2 / math.sqrt(5)], [3 / math.sqrt(10), 1 / math.sqrt(10)]
+    expected = torch.tensor([first, second, first], dtype=torch.float64)
     torch.testing.assert_close(losses.batch_means, expected)
-    squared = half**2 + (1 - half) ** 2
-    assert losses.within.item() == pytest.approx(squared / 6)
+    squared = 2 - math.sqrt(2)  # ‖μ_0 − μ_1‖² = 2 − 2·5/√50
+    # ‖f − μ‖² = 2 − 2 f·μ
+    assert losses.within.item() == pytest.approx((2 * (2 - 2 / math.sqrt(5)) + 2 - 2 / math.sqrt(10)) / 6)
     # Two pairs of samples, (0,1) and (1,2), of the same two classes; N(N−1) = 6.
     assert losses.between.item() == pytest.approx(16 / 4 * 2 * (4 - squared) ** 2 / 6)
 

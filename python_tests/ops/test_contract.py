@@ -1,7 +1,6 @@
 """What every operator promises of its results, tried on every spec. test_gradients.py and test_graphs.py go on."""
 
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 import fgvc_ext
 
-from .comparison import Outcome, assert_follows, assert_same_bits, map_tensors, named_tensors, run
+from .comparison import Outcome, assert_follows, assert_same_bits, map_first, map_tensors, named_tensors, run
 from .conftest import each_spec, needs_gpu, needs_libraries
 from .generators import DTYPES, IMAGE_LAYOUTS, wide
 from .spec import Sample, Spec
@@ -162,9 +161,7 @@ def poisoned(sample: Sample, value: float) -> Sample:
         changed.view(-1)[:: max(1, changed.numel() // 5)] = value
         return changed
 
-    first = sample.tensors[sample.first]
-    replaced = [dirty(one) for one in first] if isinstance(first, list) else dirty(first)
-    return replace(sample, tensors={**sample.tensors, sample.first: replaced})
+    return map_first(sample, dirty)
 
 
 def assert_follows_with_nan_and_infinities(spec: Spec, device: str) -> None:

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgvc_ext import _library, ops, reference
 
-from .comparison import assert_follows, assert_same_bits, run
+from .comparison import assert_follows, assert_same_bits, map_first, run
 from .generators import DTYPES, arrange, random
 from .spec import SPECS, Sample, Spec
+from .test_contract import poisoned
 
 LIBRARY = _library.FOLDER / "libfgvc_ext_emulated.so"
 SCHEDULES = ("forward", "reverse", "random:1", "random:2")
@@ -86,8 +87,10 @@ def check(spec: Spec, sample: Sample, each_schedule: EachSchedule) -> None:
 
 
 def with_first(sample: Sample, first: Tensor) -> Sample:
-    """The sample with another first tensor."""
-    return replace(sample, tensors={**sample.tensors, sample.first: first})
+    """The sample with another first tensor. Where that is the first of a list, the others take its dtype."""
+    value = sample.tensors[sample.first]
+    given = [first, *(one.to(first.dtype) for one in value[1:])] if isinstance(value, list) else first
+    return replace(sample, tensors={**sample.tensors, sample.first: given})
 
 
 @each_spec
@@ -102,19 +105,19 @@ def test_equals_the_reference(spec: Spec, layout: str, dtype: torch.dtype, each_
 @each_spec
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_memory_that_is_not_aligned(spec: Spec, dtype: torch.dtype, each_schedule: EachSchedule) -> None:
-    for sample in spec.samples(dtype, "cpu", "contiguous"):
-        first = next(iter(sample.tensors.values()))
+    def shifted(first: Tensor) -> Tensor:
         memory = torch.full((first.numel() + 1,), float("nan"), dtype=dtype)
-        check(spec, with_first(sample, memory[1:].view(first.shape).copy_(first)), each_schedule)
+        return memory[1:].view(first.shape).copy_(first)
+
+    for sample in spec.samples(dtype, "cpu", "contiguous"):
+        check(spec, map_first(sample, shifted), each_schedule)
 
 
 @each_spec
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinities(spec: Spec, value: float, each_schedule: EachSchedule) -> None:
     for sample in spec.samples(torch.float32, "cpu", "contiguous"):
-        dirty = next(iter(sample.tensors.values())).clone()
-        dirty.view(-1)[:: max(1, dirty.numel() // 5)] = value
-        check(spec, with_first(sample, dirty), each_schedule)
+        check(spec, poisoned(sample, value), each_schedule)
 
 
 @each_spec
@@ -239,7 +242,7 @@ def test_maps_that_do_not_fill_a_block(spec: Spec, layout: str, each_schedule: E
         pytest.skip("not a 4-D input")
     for channels in (1, 7, 9, 33):
         sample = spec.of_size((2, channels, 28, 28), "cpu")
-        check(spec, with_first(sample, arrange(sample.tensors[sample.first], layout)), each_schedule)
+        check(spec, map_first(sample, lambda first: arrange(first, layout)), each_schedule)
 
 
 @each_spec
@@ -308,6 +311,37 @@ def test_a_label_out_of_range_gives_nan(label: int, each_schedule: EachSchedule)
         assert losses.isnan().tolist() == [False, True, False]
         assert grad.isnan().all(dim=1).tolist() == [False, True, False]
         assert not grad[::2].isnan().any()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("wrong", [0, 2, 6])  # also the first sample of its class, whose block leads
+@pytest.mark.parametrize("label", [5, -1, 2**40])
+def test_a_class_mean_label_out_of_range_spoils_its_own_rows_only(
+    label: int, wrong: int, normalize: bool, each_schedule: EachSchedule
+) -> None:
+    embeddings = random(7, 6, dtype=torch.float32, device="cpu")
+    labels, class_means = torch.tensor([0, 3, 0, 4, 3, 1, 4]), random(5, 6, dtype=torch.float32, device="cpu", seed=1)
+    options = {"margin": 30.0, "normalize": normalize}
+    others = torch.arange(7) != wrong
+
+    def losses_and_gradients(rows: Tensor, labels: Tensor) -> list[Tensor]:
+        leaf = embeddings[rows].clone().requires_grad_()
+        losses = ops.class_mean_loss(leaf, labels, class_means, **options)
+        gradients = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses[:2]]
+        return [*(value.detach() for value in losses), *gradients]
+
+    with Emulation():
+        absent = losses_and_gradients(others, labels[others])
+    bad = labels.clone()
+    bad[wrong] = label
+    for within, between, *rows in each_schedule(lambda: losses_and_gradients(others | ~others, bad)):
+        assert within.isnan()
+        torch.testing.assert_close(between, absent[1])
+        # The mean over the samples still counts the one that is spoilt: the gradient of `within` is that much smaller.
+        for found, expected, factor in zip(rows, absent[2:], (1, 6 / 7, 1), strict=True):
+            assert torch.equal(found.isnan().all(dim=1), ~others)
+            torch.testing.assert_close(found[others], expected * factor)
+            assert expected.any()
 
 
 def test_a_wrong_label_in_backward_alone_gives_nan(each_schedule: EachSchedule) -> None:

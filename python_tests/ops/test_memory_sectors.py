@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from fgvc_ext import _library, ops
 
-from .generators import random
+from .comparison import results
+from .generators import arrange, random
+from .spec import SPECS, Spec
 from .test_emulation import LIBRARY, Emulation
 
 ROOT = Path(__file__).parents[2]
@@ -72,39 +73,64 @@ def assert_efficient(launches: list[Launch]) -> None:
             assert 4 * touched < total or least >= LEAST * touched, launch  # what is a small part may lie badly
 
 
-def forward_and_backward(function: Callable[[Tensor], Tensor], maps: Tensor) -> None:
-    leaf = maps.detach().requires_grad_()
-    output = function(leaf)
-    output.backward(torch.ones_like(output))
+# Every operator on maps, by its spec; and beside what `of_size` makes, calls that take other kernels.
+IMAGE_LIKE = [spec for spec in SPECS if spec.image_like]
+FURTHER = {"global_k_max_pool": [{"k": 16, "weight": torch.ones(16, requires_grad=True)}]}
+CALLS = [(spec, further) for spec in IMAGE_LIKE for further in ({}, *FURTHER.get(spec.name, ()))]
+
+
+def image_call(spec: Spec, side: int, dtype: torch.dtype, layout: str, further: dict[str, Any]) -> Callable[[], None]:
+    """Forward, and backward where there is one, on [2,64,side,side]."""
+    sample = spec.of_size((2, 64, side, side), "cpu")
+    maps = arrange(sample.tensors[sample.first].to(dtype), layout)
+    differentiable = sample.first in spec.differentiable
+    arguments = {**sample.tensors, **sample.options, **further}
+    arguments[sample.first] = maps.requires_grad_() if differentiable else maps
+
+    def call() -> None:
+        for output in results(spec.function(**arguments)).values():
+            if output.requires_grad:
+                output.backward(torch.ones_like(output))
+
+    return call
 
 
 @needs_emulation
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "function",
-    [
-        lambda maps: ops.global_k_max_pool(maps, 4),
-        lambda maps: ops.global_k_max_pool(maps, 16, torch.ones(16, requires_grad=True)),
-        lambda maps: ops.diversify(maps, seed=1),
-        ops.spatial_attention_map,
-    ],
-    ids=["k-max pooling", "k-max pooling with weights", "diversify", "attention map"],
+    ("spec", "further"), CALLS, ids=[spec.name + " further" * bool(further) for spec, further in CALLS]
 )
 def test_kernels_ask_for_what_they_touch(
-    function: Callable[[Tensor], Tensor], dtype: torch.dtype, layout: torch.memory_format, side: int, counted: Counted
+    spec: Spec, further: dict[str, Any], dtype: torch.dtype, layout: str, side: int, counted: Counted
 ) -> None:
-    maps = random(2, 64, side, side, dtype=dtype, device="cpu").contiguous(memory_format=layout)
-    assert_efficient(counted(lambda: forward_and_backward(function, maps)))
+    assert_efficient(counted(image_call(spec, side, dtype, layout, further)))
+
+
+def test_no_operator_on_maps_is_left_out() -> None:
+    assert {"global_k_max_pool", "diversify", "suppression_mask", "spatial_attention_map"} <= {
+        spec.name for spec, _ in CALLS
+    }
+    assert set(FURTHER) <= {spec.name for spec in IMAGE_LIKE}
 
 
 @needs_emulation
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_the_mask_s_kernels(layout: torch.memory_format, side: int, counted: Counted) -> None:
-    maps = random(2, 64, side, side, dtype=torch.float32, device="cpu").contiguous(memory_format=layout)
-    assert_efficient(counted(lambda: ops.suppression_mask(maps, seed=1)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_boxes_begin_at_sectors(dtype: torch.dtype, side: int, counted: Counted) -> None:
+    """Maps of 14×14 do not: each second one (bfloat16: three of four) begins within a sector."""
+    maps = random(16, side, side, dtype=dtype, device="cpu")
+    assert_efficient(counted(lambda: ops.heatmap_to_boxes(maps, threshold=0.3, image_size=448)))
+
+
+@needs_emulation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_orthogonal_loss(dtype: torch.dtype, counted: Counted) -> None:
+    """Its sums run in an order that does not depend on where a map begins: sectors are whole at 28×28."""
+    student = random(4, 28, 28, dtype=dtype, device="cpu").requires_grad_()
+    teachers = random(3, 4, 28, 28, dtype=dtype, device="cpu", seed=1)
+    assert_efficient(counted(lambda: ops.orthogonal_loss(student, teachers).backward()))
 
 
 @needs_emulation

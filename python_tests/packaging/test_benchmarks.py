@@ -1,9 +1,13 @@
 """The benchmarks: their cases come from the specs, and the clock shows what a contender takes, not its neighbour."""
 
+import csv
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,10 +30,12 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.syspath_prepend(str(FOLDER))
     before = set(sys.modules)
     import cases
+    import gpu
     import results
+    import run
     import timing
 
-    yield {"cases": cases, "timing": timing, "results": results}
+    yield {"cases": cases, "timing": timing, "results": results, "gpu": gpu, "run": run}
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
             del sys.modules[name]
@@ -122,3 +128,121 @@ def test_either_of_two_targets_is_enough(modules: dict[str, Any]) -> None:
     assert verdict.what == "ours / read once or eager / ours"
     assert not cases.verdict(replace(target, otherwise=Target("eager", at_least=40)), times).passed
     assert not cases.verdict(replace(target, otherwise=None), times).passed
+
+
+def test_backward_alone_is_timed_on_what_forward_saves(modules: dict[str, Any]) -> None:
+    cases = modules["cases"]
+    spec = next(spec for spec in benchmarked if spec.name == "spatial_attention_map")
+    assert any(case.alone and case.targets for case in (*spec.benchmark.cpu, *spec.benchmark.cuda))
+    measured = cases.Measured(spec, replace(small(spec, True), alone=True), False)
+    assert measured.direction == "backward"
+    calls = {one.name: one.call for one in cases.contenders(measured, "cpu", [])}
+    for _ in range(2):  # the graph is kept
+        (expected,) = calls[cases.EAGER]()
+        torch.testing.assert_close(calls[cases.OURS](), expected)
+    wrong = replace(spec.benchmark, backward=lambda sample: lambda: torch.zeros_like(expected))
+    with pytest.raises(AssertionError, match="not close"):
+        cases.contenders(replace(measured, spec=replace(spec, benchmark=wrong)), "cpu", [])
+
+
+def test_small_shapes_are_compared_with_eager_alone(modules: dict[str, Any]) -> None:
+    cases, timing = modules["cases"], modules["timing"]
+
+    def verdicts(**times: float) -> dict[str, bool]:
+        samples = {name.replace("_", "."): [time] for name, time in times.items()}
+        samples[cases.OURS] = samples.pop("ours")
+        return {one.what: one.passed for one in cases.never_slower(timing.Times(samples, {}, {}, {}))}
+
+    always, small_shapes = "ours / max(eager, torch.compile)", "small shapes: ours / eager"
+    short = {"eager": 4.0, "torch_compile": 9.0, "floor": 1.0}
+    assert verdicts(ours=3.0, **short) == {always: True, small_shapes: True}
+    assert verdicts(ours=6.0, **short) == {always: True, small_shapes: False}
+    assert verdicts(ours=6.0, **{**short, "floor": 0.1}) == {always: True}
+
+
+def test_results_are_written_as_they_come(modules: dict[str, Any], tmp_path: Path) -> None:
+    cases, results, timing = modules["cases"], modules["results"], modules["timing"]
+    measured = cases.Measured(benchmarked[0], small(benchmarked[0], False), False)
+    samples = {cases.OURS: [1e-6, 2e-6], cases.EAGER: [3e-6, 4e-6]}
+    result = results.Result(measured, timing.Times(samples, dict.fromkeys(samples, 1), {}, {}))
+    path = tmp_path / "new" / "operators.csv"
+    file = results.CsvFile(path, "cpu")
+    for number in (0, 1, 2):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        assert [row["contender"] for row in rows] == [*samples] * number
+        file.append(result)
+    assert rows[0]["op"] == measured.op
+    assert float(rows[1]["median_us"]) == 3.5
+
+
+def test_strict_is_the_exit_status(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run, cases = modules["run"], modules["cases"]
+    monkeypatch.setattr(run, "chosen_instruction_sets", lambda args: [])
+    monkeypatch.setattr(run, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(run, "contenders", lambda *arguments: [])
+    monkeypatch.setattr(run, "document", lambda *arguments: "")
+    monkeypatch.setattr(run, "chosen_cases", lambda args: [cases.Measured(benchmarked[0], Case((1,)), False)] * 2)
+    samples = {cases.OURS: [1.0, 1.0], cases.EAGER: [2.0, 2.0]}
+    for ours, words, status in ((1.0, ["--strict"], 0), (3.0, ["--strict"], 1), (3.0, [], 0)):
+        samples[cases.OURS] = [ours, ours]
+        times = modules["timing"].Times(samples, dict.fromkeys(samples, 1), {}, {cases.OURS: 0})
+        monkeypatch.setattr(run, "measure", lambda *arguments, times=times, **options: times)
+        path = tmp_path / "operators.csv"
+        assert run.main([*words, "--out", str(path)]) == status
+        assert len(path.read_text().splitlines()) == 1 + 2 * 2
+
+
+# --- make gpu ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_make_gpu_are_understood(modules: dict[str, Any], tmp_path: Path) -> None:
+    gpu, run = modules["gpu"], modules["run"]
+    python, script, *words = gpu.bench_command(tmp_path)
+    assert python == sys.executable
+    assert (gpu.ROOT / script).samefile(FOLDER / "run.py")
+    args = run.arguments(words)
+    assert (args.strict, args.device, args.out) == (True, "cuda", tmp_path / "operators.csv")
+    assert gpu.DRIVERS
+    for driver in gpu.DRIVERS:
+        python, script, *words = gpu.train_command(driver, tmp_path)
+        shown = subprocess.run([python, script, *words, "--help"], capture_output=True, text=True, cwd=gpu.ROOT)
+        assert shown.returncode == 0, shown.stderr
+    makefile = (gpu.ROOT / "Makefile").read_text()
+    parts = [
+        line.split("benchmarks/gpu.py ")[1].split() for line in makefile.splitlines() if "benchmarks/gpu.py " in line
+    ]
+    assert sorted(part for target in parts for part in target) == sorted(gpu.PARTS)
+    times = {"sanitize": len(gpu.SANITIZERS), "train": len(gpu.DRIVERS)}
+    for target in parts:  # what `make` runs in one target
+        assert sum(gpu.LIMITS[part] * times.get(part, 1) for part in target) < 8 * 60, target
+    assert int(re.search(r"timeout (\d+) .*build_ext", makefile)[1]) < 8 * 60
+
+
+def test_the_tests_of_make_gpu_exist(modules: dict[str, Any]) -> None:
+    """Not collected here, where there may be no GPU: what the sanitizers choose from is read."""
+    gpu = modules["gpu"]
+    command = gpu.sanitize_command("memcheck")
+    assert command[:3] == ["compute-sanitizer", "--tool", "memcheck"]
+    file, _, word = gpu.SANITIZED_TESTS
+    assert command[-3:] == gpu.SANITIZED_TESTS
+    assert re.search(rf"^def test_\w*{word}\w*\(", (gpu.ROOT / file).read_text(), re.M)
+    collected = subprocess.run(
+        [*gpu.test_command()[:-1], file, "--collect-only", "-k", word], capture_output=True, text=True, cwd=gpu.ROOT
+    )
+    assert f"{file}::test_small" in collected.stdout, collected.stdout
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_command_is_killed_at_its_limit(
+    noisy: bool, modules: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With what it has started, and even if it never writes a line."""
+    script = f"sleep 60 & echo $! > {tmp_path}/child; " + ("while :; do echo x; sleep 0.1; done" if noisy else "wait")
+    begin = time.monotonic()
+    assert modules["gpu"].run(["sh", "-c", script], tmp_path / "log", 1.0) == 124
+    assert time.monotonic() - begin < 30
+    assert "stopped after 1 s" in (tmp_path / "log").read_text()
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+    assert modules["gpu"].run(["sh", "-c", "echo here; exit 3"], tmp_path / "log", 30) == 3
+    assert "here" in (tmp_path / "log").read_text()

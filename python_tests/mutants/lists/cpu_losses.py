@@ -70,6 +70,12 @@ MUTANTS = [
             "((count * before - sum[i]) / (1 + count))",
             "((count * before - sum[i]) / count)",
         ),
+        Mutant(
+            "class-means-scale",
+            "scale = scale_to_one(largest_magnitude(feature, op.size));",
+            "scale = 1;",
+        ),
+        Mutant("class-means-scale-lost", "* along) / length * scale;", "* along) / length;"),
         Mutant("class-means-pairs-twice", "if (other > group) total += hinge * hinge;", "total += hinge * hinge;"),
         Mutant(
             "class-means-gradient-of-earlier-pairs", "if (other == group) continue;", "if (other <= group) continue;"
@@ -146,9 +152,14 @@ MUTANTS = [
         ),
         Mutant("attention-gradient-of-the-first-sample", "if (group.sample != sample) {", "if (sample < 0) {"),
         Mutant(
+            "attention-interleaved-vectors",
+            "} else if (channels <= 4 * kLanes) {",
+            "} else if (channels <= 5 * kLanes) {",
+        ),
+        Mutant(
             "attention-interleaved-gains",
-            "for (int v = 1; v < kVectorsAtOnce; ++v) total += gains[v] * values[v];",
-            "for (int v = 1; v + 1 < kVectorsAtOnce; ++v) total += gains[v] * values[v];",
+            "for (int v = 1; v < kVectors; ++v) total += gains[v] * values[v];",
+            "for (int v = 1; v + 1 < kVectors; ++v) total += gains[v] * values[v];",
         ),
         Mutant(
             "attention-gradient-other-strides",

@@ -85,6 +85,12 @@ MUTANTS = [
     ),
     *of(
         "csrc/cpu/diversify.h",
+        Mutant(
+            "diversify-spread-rest",
+            "for (; i < positions; ++i) to[i] = bits",
+            "for (; i + 1 < positions; ++i) to[i] = bits",
+        ),
+        Mutant("diversify-spread-row", "if (++x == layout.width) x = 0, ++y;", "if (++x == layout.width) x = 0;"),
         Mutant("diversify-alpha-hidden", "return visible + alpha * hidden;", "return visible + 0 * alpha * hidden;"),
         Mutant(
             "diversify-peaks-stay-in-patches",

@@ -130,6 +130,33 @@ MUTANTS = [
         "csrc/cuda/class_mean_loss.cuh",
         Mutant("cuda-class-means-pairs", "if (other > row) between += hinge * hinge;", "between += hinge * hinge;"),
         Mutant("cuda-class-means-share", "- share * work.residuals.load(", "- 0 * work.residuals.load("),
+        Mutant("cuda-class-means-label-of-the-end", "label < op.classes;", "label <= op.classes;"),
+        Mutant("cuda-class-means-negative-label", "label >= 0 && label < op.classes;", "label < op.classes;"),
+        Mutant(
+            "cuda-class-means-wrong-label-is-a-class",
+            "work.lead.store(row, valid ? first : -1);",
+            "work.lead.store(row, valid ? first : row);",
+        ),
+        Mutant(
+            "cuda-class-means-loss-of-a-wrong-label",
+            "work.within.store(row, static_cast<Value>(NAN));",
+            "work.within.store(row, 0);",
+        ),
+        Mutant(
+            "cuda-class-means-gradient-of-a-wrong-label",
+            "between.store(i, static_cast<Value>(NAN));",
+            "between.store(i, 0);",
+        ),
+        Mutant(
+            "cuda-class-means-mean-of-a-wrong-label",
+            "batch_mean.store(i, narrow<M>(static_cast<Value>(NAN)))",
+            "batch_mean.store(i, narrow<M>(static_cast<Value>(0)))",
+        ),
+        Mutant(
+            "cuda-class-means-scale",
+            "op.normalize ? scale_to_one(block_reduce<kClassThreads>(largest, Larger())) : Value(1);",
+            "op.normalize && block_reduce<kClassThreads>(largest, Larger()) < 0 ? Value(2) : Value(1);",
+        ),
     ),
     *of(
         "csrc/cuda/heatmap_to_boxes.cuh",

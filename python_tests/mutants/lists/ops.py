@@ -17,8 +17,8 @@ MUTANTS = [
         ),
         Mutant(
             "checks-py-bool-is-an-int",
-            "if isinstance(value, bool) or not isinstance(value, (int, torch",
-            "if not isinstance(value, (int, torch",
+            "numbers.Integral)) and not isinstance(value, bool)",
+            "numbers.Integral))",
         ),
         Mutant("checks-py-float32-limit", "abs(number) <= LARGEST_FLOAT32", "abs(number) <= _LARGEST"),
         Mutant("checks-py-probability", "0 <= p <= 1", "0 <= p < 1"),
@@ -38,9 +38,9 @@ MUTANTS = [
             "if not (-_LARGEST <= value <= _LARGEST and accepts(value)):",
             "if value < -_LARGEST or value > _LARGEST or not accepts(value):",
         ),
-        Mutant(
-            "checks-py-height-and-width", "return image_size[0], image_size[1]", "return image_size[1], image_size[0]"
-        ),
+        Mutant("checks-py-height-and-width", "return height, width", "return width, height"),
+        Mutant("checks-py-numpy-as-it-comes", "isinstance(value, (int, float)) else float(value)", "True else value"),
+        Mutant("checks-py-numpy-int-as-it-comes", "(int, torch.SymInt)) else operator.index(value)", "object) else 0"),
         Mutant("checks-py-labels-device", "check_device(op, name, value, first_name, first)\n    rows", "rows"),
         tests=OWN_TESTS,
     ),
@@ -147,6 +147,15 @@ MUTANTS = [
             "class-means-py-losses-swapped",
             "_class_mean_loss_backward(within, between, gradients, ctx.dtype)",
             "_class_mean_loss_backward(between, within, gradients, ctx.dtype)",
+        ),
+        Mutant("class-means-py-labels-not-looked-at", "if check_labels() and not labels.is_cpu", "if False"),
+        Mutant(
+            "class-means-py-labels-always-looked-at", "if check_labels() and not labels.is_cpu", "if not labels.is_cpu"
+        ),
+        Mutant(
+            "class-means-py-labels-of-the-embeddings",
+            'look_at_labels(OP, "labels", labels, class_means.shape[0])',
+            'look_at_labels(OP, "labels", labels, embeddings.shape[0])',
         ),
         Mutant("class-means-py-rate-zero", "lambda number: 0 <= number <=", "lambda number: 0 < number <="),
         Mutant(

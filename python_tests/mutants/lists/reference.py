@@ -49,6 +49,11 @@ MUTANTS = [
             "leads[:, None] & leads & (order[:, None] < order)",
             "leads[:, None] & leads & (order[:, None] <= order)",
         ),
+        Mutant(
+            "reference-class-means-scale",
+            "exponents = most - (magnitudes.view(words) >> mantissa)",
+            "exponents = most // 2 + 0 * (magnitudes.view(words) >> mantissa)",
+        ),
         Mutant("reference-class-means-constant", "class_means.detach()[torch.where", "class_means[torch.where"),
         Mutant(
             "reference-class-means-official-pairs",

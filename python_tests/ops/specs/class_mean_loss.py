@@ -62,6 +62,12 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
     embeddings, labels, means = some(6, 18), [3, 0, 4, 3, 3, 1], near(5, 18)
     zeros = embeddings.clone()
     zeros[[0, 2]] = 0
+    far = []
+    if dtype != torch.float16:  # its numbers are not so large nor so small
+        far = [
+            laid_out("squares beyond float32", embeddings * 1e20, labels, means),
+            laid_out("squares below float32", embeddings * 1e-25, labels, means),
+        ]
     return [
         laid_out("typical", embeddings, labels, means),
         laid_out("float32 means", embeddings, labels, means.to(wide(dtype))),
@@ -87,6 +93,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("long embeddings", embeddings * 1000, labels, means),
         laid_out("short embeddings", embeddings * 0.001, labels, means),
         laid_out("far from zero", embeddings + 100, labels, means),
+        *far,
     ]
 
 

@@ -52,6 +52,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         sample("peaks only", maps, p_patch=0.0, p_peak=0.7, alpha=0.0),
         sample("patches of one position", maps, patch_size=1, p_patch=0.3),
         sample("one patch", maps, patch_size=100, p_patch=0.6),
+        sample("the largest patch", maps, patch_size=2**63 - 1, p_patch=0.6),
         sample("constant", torch.ones_like(maps), p_peak=0.5),
         sample("one pixel", some(3, 5, 1, 1)),
         sample("14x14", some(1, 33, 14, 14)),
@@ -132,6 +133,11 @@ def drawn(draw: Draw) -> Sample:
     return Sample("drawn", {"maps": maps, "seed": seed}, ("maps",) if often(draw) else (), options)
 
 
+def too_large_alpha(draw: Draw, sample: Sample) -> tuple[str, Any]:
+    """Finite, but not in float32; beside float64 there is no such number, an infinity takes its place."""
+    return "alpha", inf if sample.tensors["maps"].dtype == torch.float64 else draw.choice([1e39, -1e39, 10**39])
+
+
 FAULTS = (
     wrong_first,
     no_positions,
@@ -208,7 +214,7 @@ DIVERSIFY = Spec(
     of_size=of_size,
     raw=raw,
     drawn=drawn,
-    faults=(*FAULTS, wrong("alpha", nan, inf, -inf, *NO_NUMBERS)),
+    faults=(*FAULTS, wrong("alpha", nan, inf, -inf, *NO_NUMBERS), too_large_alpha),
     saved=saved,
     differentiable=("maps",),
     shrunk=shrunk,
