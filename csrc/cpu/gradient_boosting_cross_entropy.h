@@ -60,7 +60,8 @@ FGVC_INLINE Ints ordered_keys(Floats x) {
 }
 
 // The largest number that at least k of `keys` reach, of those that begin with the bits of `found`: bit by bit, from
-// `highest` to `lowest`, a bit is set if k keys reach the number with it. No branch depends on a key. Reads whole vectors.
+// `highest` to `lowest`, a bit is set if k keys reach the number with it. No branch depends on a key. Reads whole
+// vectors.
 FGVC_INLINE uint32_t largest_reached(const int32_t* keys, int64_t size, int64_t k, uint32_t found, uint32_t highest,
                                      uint32_t lowest) {
   for (uint32_t bit = highest; bit >= lowest; bit >>= 1) {

@@ -1,7 +1,7 @@
 """Argument checks: every message names the operator, the argument, what was expected and what came.
 
-They read metadata only, so that they neither wait for a device nor break a compiled graph. Those of numbers return them,
-NumPy's as Python's: the operators would not take NumPy's.
+They read metadata only, so that they neither wait for a device nor break a compiled graph. Those of numbers return
+them, NumPy's as Python's: the operators would not take NumPy's.
 """
 
 import numbers
@@ -135,7 +135,7 @@ def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor) -> Tensor:
         return seed
     if not _is_int(seed):
         raise TypeError(f"{op}: seed must be None, an int or an int64 tensor, got {type(seed).__name__}")
-    seed = _as_int(seed)
-    if not -(2**63) <= seed < 2**63:
+    number = _as_int(seed)
+    if not -(2**63) <= number < 2**63:
         raise ValueError(f"{op}: seed must fit 64 bits, got {seed}")
-    return torch.full((), seed, dtype=torch.int64, device=maps.device)
+    return torch.full((), number, dtype=torch.int64, device=maps.device)
