@@ -31,9 +31,10 @@ __global__ void __launch_bounds__(kLossThreads) scale_gradients(LossGradient op)
   if (i >= op.values) return;
   const Global<const Value> gradients(op.gradients);
   Value total = 0;
-  for (int64_t loss = 0; loss < op.losses; ++loss) {
+#pragma unroll
+  for (int loss = 0; loss < kMostLosses; ++loss) {
     const Global<const Value> grad(op.grads[loss]);
-    if (grad) total += grad.load(0) * gradients.load(loss * op.values + i);
+    if (grad && loss < op.losses) total += grad.load(0) * gradients.load(loss * op.values + i);
   }
   Global<T>(op.output).store(i, narrow<T>(total));
 }
