@@ -20,7 +20,7 @@ class ClassMeanLoss(nn.Module):
     See :func:`fgvc_ext.ops.class_mean_loss`. The means, ``class_means`` [num_classes,embedding_dim], are a float32
     buffer that starts as random unit vectors and stands in the state dict; it stays float32 in a module of half
     precision, where small steps would be rounded away. A forward in training mode writes the new means of the batch's
-    classes into it, unless a loss is not finite. In evaluation mode nothing changes.
+    classes into it, unless a loss or a mean is not finite. In evaluation mode nothing changes.
 
     With several processes (``torch.distributed``), a forward in training mode gathers the embeddings and labels of all
     ranks, and every rank computes the loss of the global batch, as the paper defines it. The mean over ranks of the
@@ -102,7 +102,7 @@ class ClassMeanLoss(nn.Module):
     @torch.no_grad()
     def _keep(self, losses: ClassMeanLosses, labels: Tensor) -> None:
         """Writes the new means into the buffer, without looking at a value: that would wait for the device."""
-        finite = losses.within.isfinite() & losses.between.isfinite()
+        finite = losses.within.isfinite() & losses.between.isfinite() & losses.batch_means.isfinite().all()
         # A wrong label makes the losses NaN, so that what is written to the row it is moved to is what stands there.
         rows = labels.clamp(0, self.num_classes - 1)
         # Equal labels have equal rows: in which order they are written makes no difference.

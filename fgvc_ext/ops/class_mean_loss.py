@@ -69,7 +69,7 @@ def class_mean_loss(
 
     Raises:
         TypeError, ValueError: an argument of another dtype, shape, device or range.
-        IndexError: on the CPU, a label outside [0, C). On CUDA the losses and the sample's rows of the gradient and of
+        IndexError: on the CPU, a label outside [0, C). On CUDA ``within`` and the sample's rows of the gradient and of
             ``batch_means`` are NaN, and the other samples are treated as if it were in no class; FGVC_EXT_CHECK=1 turns
             that into the error.
     """

@@ -263,3 +263,23 @@ def test_the_draws_of_pairs_are_without_bias() -> None:
     expected = 4 * torch.stack(hinges).mean()
     assert (draws.mean() - expected).abs() < 4 * draws.std() / math.sqrt(200)
     assert draws.std() > 0
+
+
+def test_one_loss_that_is_not_finite_leaves_the_means() -> None:
+    """`between` is infinite while `within` is not."""
+    module = nn.ClassMeanLoss(2, 2, gamma=3e38, margin=1e4, normalize=False)
+    before = module.class_means.clone()
+    module(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    assert module.within.isfinite()
+    assert module.between.isinf()
+    assert torch.equal(module.class_means, before)
+
+
+def test_batch_sizes_are_of_every_rank_and_true_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is gathered."""
+    monkeypatch.setattr("fgvc_ext.nn.class_mean._world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    module = nn.ClassMeanLoss(2, 2)
+    for sizes in ([3], [3, 2], [3, 3, 3]):
+        with pytest.raises(ValueError, match=r"batch_sizes must have 2 entries, .* and 3 for rank 1, got"):
+            module(torch.randn(3, 2), torch.tensor([0, 1, 1]), batch_sizes=sizes)
