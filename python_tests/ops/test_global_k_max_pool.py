@@ -48,6 +48,48 @@ def test_among_equals_the_ranks_follow_the_index(size: tuple[int, int], k: int, 
     assert torch.equal(values, expected.values[..., :k])
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("k", [1, 4, 9])
+@pytest.mark.parametrize("size", [(3, 3), (8, 9)])
+def test_nan_and_infinities_have_ranks(
+    size: tuple[int, int], k: int, dtype: torch.dtype, memory_format: torch.memory_format, instruction_set: str
+) -> None:
+    """As in a stable sort: NaN first; −inf is a value, also where fewer than k are larger."""
+    features = torch.randn(2, 19, *size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    features[0, 1, 1, 2] = features[1, 18, 2] = float("nan")
+    features[0, 2] = float("-inf")
+    features[0, 3, 1:] = float("-inf")
+    features[0, 4, 2, 1] = features[1, 17, 1] = float("inf")
+    arranged = features.contiguous(memory_format=memory_format)
+    _, indices, values = torch.ops.fgvc_ext.global_k_max_pool(arranged, k, None, True)
+    expected = features.flatten(2).sort(dim=2, descending=True, stable=True)
+    assert torch.equal(indices.long(), expected.indices[..., :k])
+    assert torch.equal(values.nan_to_num(7), expected.values[..., :k].to(values.dtype).nan_to_num(7))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32], ids=str)
+@pytest.mark.parametrize("outside", [4, -1, 2**15 - 1])
+def test_an_index_outside_its_map_is_passed_over(outside: int, dtype: torch.dtype, instruction_set: str) -> None:
+    """Only somebody who calls the raw operator has one; the neighbouring map must not get its gradient."""
+    indices = torch.tensor([[[outside], [3]]], dtype=dtype)
+    arguments = (None, None, [1, 2, 2, 2], [8, 4, 2, 1], True, False)
+    grad = torch.ops.fgvc_ext.global_k_max_pool_backward(torch.tensor([[5.0, 7.0]]), indices, *arguments)[0]
+    assert grad.flatten().tolist() == [0, 0, 0, 0, 0, 0, 0, 7]
+
+
+def test_threads_change_no_bit_of_a_weight_gradient_in_float64(threads: None) -> None:
+    """In float32 a last rounding would hide another order of the sums."""
+    weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    features = torch.randn(40, 300, 2, 2, dtype=torch.float64)
+    grads = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        grads += torch.autograd.grad(ops.global_k_max_pool(features, 3, weight).sin().sum(), weight)
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
 def test_minus_zero_ties_with_zero() -> None:
     features = torch.tensor([[[[-0.0, 0.0, -1.0]]]], requires_grad=True)
     ops.global_k_max_pool(features, 1).sum().backward()
