@@ -1,7 +1,9 @@
 """Loads the operator libraries once, keeps and shows the first error, and says which of kernel and reference runs."""
 
 import contextlib
+import ctypes
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -115,13 +117,20 @@ def _operators() -> list[str]:
 def _check_instruction_set() -> None:
     """Refuses an unknown FGVC_EXT_ISA, which the CPU library would read as none."""
     asked = os.environ.get("FGVC_EXT_ISA", "")
-    if _module is None or not asked:
+    if not asked:
         return
-    supported = _module.supported_instruction_sets()
+    supported = _supported_instruction_sets()
     if asked not in supported:
         raise ValueError(
             f"FGVC_EXT_ISA must be one of {', '.join(supported)} (of this build and processor), got {asked!r}"
         )
+
+
+def _supported_instruction_sets() -> list[str]:
+    """Asked of the CPU library itself: it follows FGVC_EXT_ISA also where ``_C`` is missing."""
+    name_of = ctypes.CDLL(str(FOLDER / "libfgvc_ext_cpu.so")).fgvc_ext_supported_instruction_set
+    name_of.restype = ctypes.c_char_p
+    return [name.decode() for name in itertools.takewhile(bool, map(name_of, itertools.count()))]
 
 
 def _cuda_mismatch() -> str:

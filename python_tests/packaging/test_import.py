@@ -411,6 +411,28 @@ def test_the_instruction_set_can_be_named(interpreters: Interpreters, copy_packa
     assert result.lines == ["0", "", "compiled", "loaded", name]
 
 
+@compiled
+def test_the_instruction_set_is_honoured_and_checked_without_the_python_module(
+    interpreters: Interpreters, copy_package: CopyPackage
+) -> None:
+    folder = copy_package(libraries=True)
+    next(folder.glob("fgvc_ext/_C*.so")).unlink()
+    code = f"""
+import ctypes
+import fgvc_ext
+assert fgvc_ext.info()["cpu library"] == "loaded" and fgvc_ext.info()["python module"] != "loaded"
+asked = ctypes.CDLL("{folder}/fgvc_ext/lib/{LIBRARY}").fgvc_ext_instruction_set
+asked.restype = ctypes.c_char_p
+print(asked().decode())
+"""
+    supported = _library._module.supported_instruction_sets()
+    for name in supported:
+        assert interpreters.run(code, folder, FGVC_EXT_ISA=name).lines == [name]
+    result = interpreters.run(code, folder, FGVC_EXT_ISA="nonsense")
+    assert result.status == 1
+    assert f"ValueError: FGVC_EXT_ISA must be one of {', '.join(supported)} (of this build and pro" in result.output
+
+
 def test_processes_that_import_at_once(interpreters: Interpreters) -> None:
     results = interpreters.run_copies(4, USE, PACKAGE.parent)
     assert len(results) == 4
