@@ -20,13 +20,14 @@ FGVC_INLINE Tile group_at(const Op& op, int64_t number) {
   return {sample, channel, smaller(op.channels_per_group, op.layout.channels - channel)};
 }
 
-// Rows that are looked at twice must still be in the first-level cache the second time.
+// Rows that are looked at twice should still be in the first-level cache the second time. Where not even two fit, two
+// are taken all the same: the sums, which are as long as a row, are then read and written half as often.
 constexpr int64_t kCachedBytes = 32768;
 
 FGVC_INLINE int64_t rows_at_once(Dtype dtype, const Layout4& layout) {
   const int64_t bytes = dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
   const int64_t fit = kCachedBytes / (row_pitch(layout.positions()) * bytes);
-  return fit < 1 ? 1 : smaller(fit, channels_at_once(dtype, layout));
+  return smaller(fit < 2 ? 2 : fit, channels_at_once(dtype, layout));
 }
 
 template <class T>
@@ -87,59 +88,83 @@ FGVC_INLINE Floats load_channels(const T* from, int64_t count) {
   return count >= kLanes ? load(from) : load_partial(from, count < 0 ? 0 : count, 0.f);
 }
 
-// Calls take(position, vectors) for every position of up to `Vectors` vectors of channels.
-template <int Vectors, class T, class Take>
+// Calls take(position, vectors) for every position of up to `Vectors` vectors of channels; `Whole` if they are all
+// full.
+template <int Vectors, bool Whole, class T, class Take>
 FGVC_INLINE void for_each_position(const Layout4& layout, const T* base, int64_t channels, Take take) {
   for (int64_t y = 0, position = 0; y < layout.height; ++y)
     for (int64_t x = 0; x < layout.width; ++x, ++position) {
       const T* from = base + y * layout.stride[2] + x * layout.stride[3];
       Floats values[Vectors];
-      if (channels == Vectors * kLanes) {
-        for (int v = 0; v < Vectors; ++v) values[v] = load(from + v * kLanes);
-      } else {
-        for (int v = 0; v < Vectors; ++v) values[v] = load_channels(from + v * kLanes, channels - v * kLanes);
-      }
+      for (int v = 0; v < Vectors; ++v)
+        values[v] = Whole ? load(from + v * kLanes) : load_channels(from + v * kLanes, channels - v * kLanes);
       take(position, values);
     }
 }
 
-// Σ_p F_c(p) and, where `weights` is given, Σ_p weights[p] F_c(p): a lane per channel, added up in blocks of positions.
-template <int Vectors, class T>
+// Σ_p F_c(p) and, where `Weighted`, Σ_p weights[p] F_c(p): a lane per channel, added up in blocks of positions.
+template <bool Weighted, int Vectors, bool Whole, class T>
 FGVC_INLINE void sum_channels(const Layout4& layout, const T* base, int64_t channels, const float* weights,
-                              Floats sums[Vectors], Floats weighted[Vectors]) {
+                              Floats* sums, Floats* weighted) {
   constexpr int64_t kBlock = 64;
   Floats block[Vectors] = {}, weighted_block[Vectors] = {};
-  for (int v = 0; v < Vectors; ++v) sums[v] = weighted[v] = Floats{};
+  for (int v = 0; v < Vectors; ++v) {
+    sums[v] = Floats{};
+    if constexpr (Weighted) weighted[v] = Floats{};
+  }
   const auto close = [&] {
     for (int v = 0; v < Vectors; ++v) {
       sums[v] += block[v];
-      weighted[v] += weighted_block[v];
-      block[v] = weighted_block[v] = Floats{};
+      block[v] = Floats{};
+      if constexpr (Weighted) {
+        weighted[v] += weighted_block[v];
+        weighted_block[v] = Floats{};
+      }
     }
   };
-  for_each_position<Vectors>(layout, base, channels, [&](int64_t position, const Floats values[Vectors]) {
+  for_each_position<Vectors, Whole>(layout, base, channels, [&](int64_t position, const Floats values[Vectors]) {
     if (position % kBlock == 0) close();
     for (int v = 0; v < Vectors; ++v) {
       block[v] += values[v];
-      if (weights) weighted_block[v] += weights[position] * values[v];
+      if constexpr (Weighted) weighted_block[v] += weights[position] * values[v];
     }
   });
   close();
 }
 
-// Calls take(number) with the constant number of vectors that hold the channels, rounded up to a power of two.
+// Calls take(number, whole) with constants: how many vectors hold the channels, rounded up to a power of two, and
+// whether the channels fill eight of them, which is what most layers have.
 template <class Take>
 FGVC_INLINE void with_vectors(int64_t channels, Take take) {
   static_assert(kVectorsAtOnce == 8);
-  if (channels <= kLanes) {
-    take(std::integral_constant<int, 1>{});
+  if (channels == 8 * kLanes) {
+    take(std::integral_constant<int, 8>{}, std::true_type{});
+  } else if (channels <= kLanes) {
+    take(std::integral_constant<int, 1>{}, std::false_type{});
   } else if (channels <= 2 * kLanes) {
-    take(std::integral_constant<int, 2>{});
+    take(std::integral_constant<int, 2>{}, std::false_type{});
+  } else if (channels == 4 * kLanes) {
+    take(std::integral_constant<int, 4>{}, std::true_type{});
   } else if (channels <= 4 * kLanes) {
-    take(std::integral_constant<int, 4>{});
+    take(std::integral_constant<int, 4>{}, std::false_type{});
   } else {
-    take(std::integral_constant<int, 8>{});
+    take(std::integral_constant<int, 8>{}, std::false_type{});
   }
+}
+
+// A function for each number of vectors: in one for all of them, the compiler leaves the loops' bodies as calls.
+// And one more for whole vectors: it does not take that question out of the loop.
+template <int Vectors, bool Whole, class T>
+static __attribute__((noinline)) void weigh_vectors(const Layout4& layout, const T* base, int64_t channels,
+                                                    float* sums) {
+  Floats gains[Vectors];
+  sum_channels<false, Vectors, Whole>(layout, base, channels, nullptr, gains, nullptr);
+  for (int v = 0; v < Vectors; ++v) gains[v] /= static_cast<float>(layout.positions());
+  for_each_position<Vectors, Whole>(layout, base, channels, [&](int64_t position, const Floats values[Vectors]) {
+    Floats total = gains[0] * values[0];
+    for (int v = 1; v < Vectors; ++v) total += gains[v] * values[v];
+    sums[position] += sum(total);
+  });
 }
 
 template <class T>
@@ -149,16 +174,8 @@ static __attribute__((noinline)) void weigh_interleaved(const SpatialAttentionMa
   for (int64_t done = 0; done < group.channels; done += kVectorsAtOnce * kLanes) {
     const T* base = static_cast<const T*>(op.features) + layout.offset(group.sample, group.channel + done);
     const int64_t channels = smaller(kVectorsAtOnce * kLanes, group.channels - done);
-    with_vectors(channels, [&](auto number) {
-      constexpr int kVectors = decltype(number)::value;
-      Floats gains[kVectors], unused[kVectors];
-      sum_channels<kVectors>(layout, base, channels, nullptr, gains, unused);
-      for (int v = 0; v < kVectors; ++v) gains[v] /= static_cast<float>(layout.positions());
-      for_each_position<kVectors>(layout, base, channels, [&](int64_t position, const Floats values[kVectors]) {
-        Floats total = gains[0] * values[0];
-        for (int v = 1; v < kVectors; ++v) total += gains[v] * values[v];
-        sums[position] += sum(total);
-      });
+    with_vectors(channels, [&](auto number, auto whole) {
+      weigh_vectors<decltype(number)::value, decltype(whole)::value>(layout, base, channels, sums);
     });
   }
 }
@@ -217,18 +234,24 @@ FGVC_INLINE void slopes_of_rows(const SpatialAttentionMapBackward& op, const Til
   }
 }
 
+template <int Vectors, bool Whole, class T>
+static __attribute__((noinline)) void slopes_of_vectors(const Layout4& layout, const T* base, int64_t channels,
+                                                        const float* grad, float* slope, float* offset) {
+  Floats sums[Vectors], weighted[Vectors];
+  sum_channels<true, Vectors, Whole>(layout, base, channels, grad, sums, weighted);
+  std::memcpy(slope, sums, sizeof(sums));
+  std::memcpy(offset, weighted, sizeof(weighted));
+}
+
 template <class T>
 static __attribute__((noinline)) void slopes_of_interleaved(const SpatialAttentionMapBackward& op, const Tile& group,
                                                             const float* grad, float* slope, float* offset) {
   for (int64_t done = 0; done < group.channels; done += kVectorsAtOnce * kLanes) {
     const T* base = static_cast<const T*>(op.features) + op.layout.offset(group.sample, group.channel + done);
     const int64_t channels = smaller(kVectorsAtOnce * kLanes, group.channels - done);
-    with_vectors(channels, [&](auto number) {
-      constexpr int kVectors = decltype(number)::value;
-      Floats sums[kVectors], weighted[kVectors];
-      sum_channels<kVectors>(op.layout, base, channels, grad, sums, weighted);
-      std::memcpy(slope + done, sums, sizeof(sums));
-      std::memcpy(offset + done, weighted, sizeof(weighted));
+    with_vectors(channels, [&](auto number, auto whole) {
+      slopes_of_vectors<decltype(number)::value, decltype(whole)::value>(op.layout, base, channels, grad, slope + done,
+                                                                         offset + done);
     });
   }
 }

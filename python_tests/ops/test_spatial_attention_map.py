@@ -109,3 +109,19 @@ def test_bad_arguments(features: object, error: type[Exception], message: str) -
 def test_the_module_is_the_function() -> None:
     features = torch.randn(2, 3, 4, 5)
     assert torch.equal(nn.SpatialAttentionMap()(features), ops.spatial_attention_map(features))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_interleaved_channels_that_fill_their_vectors_or_not(dtype: torch.dtype, instruction_set: str) -> None:
+    """One to nine vectors of 4, 8 or 16 channels, and one channel more or less."""
+    for channels in sorted(
+        {lanes * vectors + more for lanes in (4, 8, 16) for vectors in range(1, 10) for more in (-1, 0, 1)}
+    ):
+        features = torch.randn(1, channels, 3, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+        leaf, exact = features.clone().requires_grad_(), features.double().requires_grad_()
+        for one in (leaf, exact):
+            ops.spatial_attention_map(one).sum().backward()
+        eps = torch.finfo(dtype).eps
+        attention, expected = ops.spatial_attention_map(features).double(), ops.spatial_attention_map(exact).detach()
+        torch.testing.assert_close(attention, expected, rtol=eps, atol=1e-6)
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=eps, atol=1e-6)

@@ -158,8 +158,8 @@ MUTANTS = [
         ),
         Mutant(
             "attention-interleaved-gains",
-            "for (int v = 1; v < kVectors; ++v) total += gains[v] * values[v];",
-            "for (int v = 1; v + 1 < kVectors; ++v) total += gains[v] * values[v];",
+            "for (int v = 1; v < Vectors; ++v) total += gains[v] * values[v];",
+            "for (int v = 1; v + 1 < Vectors; ++v) total += gains[v] * values[v];",
         ),
         Mutant(
             "attention-gradient-other-strides",
