@@ -43,23 +43,27 @@ FGVC_INLINE bool takes_interleaved(const Layout4& layout) {
 
 // --- maps in rows ---
 
-// sums[p] += Σ_c gains[c] · rows[c][p]. Meanwhile the rows behind these come from memory.
+// sums[p] += Σ_c gains[c] · rows[c][p] over `Rows` rows.
+template <int Rows, class Value>
+FGVC_INLINE void add_weighted(const Value* rows, int64_t pitch, int64_t positions, const Value* gains, Value* sums) {
+  Vector<Value> gain[Rows];
+  for (int row = 0; row < Rows; ++row) gain[row] = gains[row] - Vector<Value>{};
+  for_each_vector<Value>(positions, [&](auto how, int64_t i) {
+    Vector<Value> even = {}, odd = {};  // two chains, so that neither waits for itself
+    for (int row = 0; row < Rows; ++row) (row % 2 ? odd : even) += gain[row] * how.at(rows + row * pitch, i, 0);
+    how.put(sums, i, how.at(sums, i, 0) + (even + odd));
+  });
+}
+
+// The same for any number of rows.
 template <class Value>
 static __attribute__((noinline)) void add_weighted_rows(const Value* rows, int64_t pitch, int64_t count,
                                                         int64_t positions, const Value* gains, Value* sums) {
-  const Value* next = rows + count * pitch;
-  for_each_vector<Value>(positions, [&](auto how, int64_t i) {
-    Vector<Value> even = {}, odd = {};  // two chains, so that neither waits for itself
-    int64_t row = 0;
-    for (; row + 2 <= count; row += 2) {
-      __builtin_prefetch(next + row * pitch + i);
-      __builtin_prefetch(next + (row + 1) * pitch + i);
-      even += gains[row] * how.at(rows + row * pitch, i, 0);
-      odd += gains[row + 1] * how.at(rows + (row + 1) * pitch, i, 0);
-    }
-    if (row < count) even += gains[row] * how.at(rows + row * pitch, i, 0);
-    how.put(sums, i, how.at(sums, i, 0) + (even + odd));
-  });
+  constexpr int kRows = 8;
+  int64_t row = 0;
+  for (; row + kRows <= count; row += kRows)
+    add_weighted<kRows>(rows + row * pitch, pitch, positions, gains + row, sums);
+  for (; row < count; ++row) add_weighted<1>(rows + row * pitch, pitch, positions, gains + row, sums);
 }
 
 template <class T>

@@ -138,7 +138,9 @@ MUTANTS = [
             "for (int64_t group = 2; group < op.groups; ++group)",
         ),
         Mutant(
-            "attention-last-row", "if (row < count) even += gains[row] *", "if (row + 1 < count) even += gains[row] *"
+            "attention-last-row",
+            "for (; row < count; ++row) add_weighted<1>",
+            "for (; row + 1 < count; ++row) add_weighted<1>",
         ),
         Mutant(
             "attention-gradient-without-offset",
