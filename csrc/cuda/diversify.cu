@@ -8,9 +8,6 @@ namespace {
 
 using namespace cuda;
 
-// What a block may hold in shared memory without asking for more; some of it is in arrays.
-constexpr int64_t kSharedBytes = 44 * 1024;
-
 // Whether `maps` maps of a block fit into its shared memory, and their draws into 16 bits.
 bool fits_shared(const Patches& patches, int64_t positions, int64_t maps) {
   return positions <= kSharedBytes && patches.draws <= UINT16_MAX && maps * patches.calls <= kSharedBytes &&

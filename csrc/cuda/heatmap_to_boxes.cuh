@@ -9,13 +9,6 @@ namespace fgvc_ext::cuda {
 
 constexpr int kBoxThreads = kWarpsPerBlock * kWarp;
 
-struct Smaller {
-  template <class T>
-  __device__ __forceinline__ T operator()(T a, T b) const {
-    return a < b ? a : b;
-  }
-};
-
 template <class T>
 __global__ void __launch_bounds__(kBoxThreads) box_of_map(HeatmapToBoxes op, Divisor<uint32_t> columns) {
   using Value = Accumulation<T>;

@@ -45,6 +45,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
 
 namespace fgvc_ext {
 
+// What a block may hold in shared memory without asking for more; some of it is in arrays.
+constexpr int64_t kSharedBytes = 44 * 1024;
+
 // How many blocks a launch has.
 struct Blocks {
   Blocks(int64_t blocks, int64_t parts = 1) : x(blocks), y(parts) {}  // NOLINT: a number will do

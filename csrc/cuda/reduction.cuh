@@ -26,6 +26,12 @@ struct Larger {
     return a > b ? a : b;
   }
 };
+struct Smaller {
+  template <class T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a < b ? a : b;
+  }
+};
 
 // Every lane gets the result, the same bits: `combine` must not care for the order of its two operands. All 32 lanes
 // must call.

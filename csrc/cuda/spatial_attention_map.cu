@@ -7,9 +7,6 @@ namespace {
 
 using namespace cuda;
 
-// What a block may hold in shared memory without asking for more; some of it is in arrays.
-constexpr int64_t kSharedBytes = 44 * 1024;
-
 template <class T>
 void weigh(const Launcher& on, const SpatialAttentionMap& op, const Tensor& features) {
   using Value = Accumulation<T>;
