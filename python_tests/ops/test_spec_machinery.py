@@ -139,7 +139,7 @@ class TestAListOfTensors:
         ids=lambda test: test.__name__,
     )
     def test_passes_what_takes_a_spec(self, test: Callable[..., None]) -> None:
-        extra = {"device": "cpu", "layout": "contiguous", "dynamic": False, "kind": "one number"}
+        extra = {"function": "function", "device": "cpu", "layout": "contiguous", "dynamic": False, "kind": "one number"}
         wanted = test.__code__.co_varnames[: test.__code__.co_argcount]
         test(spec=THROW_AWAY, **{name: value for name, value in extra.items() if name in wanted})
 
@@ -184,7 +184,9 @@ def test_a_constant_that_gets_a_gradient_is_seen() -> None:
         return value._replace(energy=value.energy * scale / scale.detach())
 
     with pytest.raises(AssertionError, match="scale"):
-        test_gradients.test_what_is_said_to_have_no_gradient_has_none(replace(THROW_AWAY, function=function), "cpu")
+        test_gradients.test_what_is_said_to_have_no_gradient_has_none(
+            "function", replace(THROW_AWAY, function=function), "cpu"
+        )
 
 
 def test_lists_change_their_dtype_and_give_their_leaves() -> None:
