@@ -17,6 +17,7 @@ from fgvc_ext.data.pipeline import DataConfig
 from fgvc_ext.models.config import ModelConfig
 
 T = TypeVar("T")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def at_least(limit: float, default: Any) -> Any:
@@ -26,7 +27,7 @@ def at_least(limit: float, default: Any) -> Any:
 
 @dataclass
 class OptimConfig:
-    """SGD and its schedule. Epochs count passes over the training images; batch sizes are global."""
+    """The optimiser and its schedule. Epochs count passes over the training images; batch sizes are global."""
 
     epochs: int = at_least(1, 150)
     batch_size: int = at_least(1, 32)
@@ -39,8 +40,12 @@ class OptimConfig:
     """Learning rate of the layers named in new_layers; None: the same as lr."""
     new_layers: tuple[str, ...] = ("classifier",)
     """Groups of layers that start at random: classifier, or a group of the backbone such as layer4."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = at_least(0, 0.9)
+    """sgd: weight of the steps before."""
     nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adamw: decay of the means of the gradient and of its square."""
     weight_decay: float = at_least(0, 1e-4)
     schedule: Literal["step", "cosine", "constant"] = "step"
     step_epochs: int = at_least(1, 50)
@@ -52,6 +57,10 @@ class OptimConfig:
     clip_grad_norm: float | None = at_least(0, None)
     ema_decay: float | None = None
     """Decay of an exponential moving average of the weights, which is then evaluated and saved; None: off."""
+    label_smoothing: float = at_least(0, 0.0)
+    """Share of the target that cross-entropy spreads over all classes."""
+    balanced: bool = False
+    """Draw the images of an epoch with replacement, every class with the same probability, however large it is."""
 
 
 @dataclass
@@ -60,10 +69,20 @@ class EngineConfig:
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …; auto takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
+    precision: Precision = "auto"
+    """auto: bf16 on a GPU that has it, else fp32. A run keeps what it began with."""
+    channels_last: bool = True
+    """Memory layout of images and feature maps; False: contiguous."""
     compile: bool = False
     """torch.compile the training step."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time, also on a GPU; some are slower."""
+    tf32: bool = True
+    """On a GPU: TensorFloat-32 for what is computed in fp32."""
+    cudnn_benchmark: bool = True
+    """On a GPU: let cuDNN try its algorithms and take the fastest; off with deterministic."""
+    sync_batch_norm: bool = False
+    """With several GPUs: BatchNorm of the global batch; off: each process' BatchNorm sees its share."""
     workers: int = at_least(-1, -1)
     """Processes that load images; -1: none on a CPU (it is busy training), up to 8 with a GPU."""
     checkpoint_every: int = at_least(0, 0)
@@ -71,6 +90,9 @@ class EngineConfig:
     eval_every: int = at_least(1, 1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
     eval_batch_size: int = at_least(1, 64)
+    look_every: int = at_least(0, 0)
+    """Steps between two looks at what the device has found (a loss that is not finite), and, with several processes, at
+    whether one was asked to stop. 0: every step on a CPU, where looking costs nothing; every 20 on a GPU."""
     max_skipped_steps: int = at_least(0, 0)
     """Steps in a row with a non-finite loss or gradient that are left out before the run stops."""
     broken_images: Literal["error", "skip"] = "error"
@@ -119,6 +141,7 @@ MACHINE_FIELDS = (
     "engine.workers",
     "engine.checkpoint_every",
     "engine.eval_batch_size",
+    "engine.look_every",
 )
 
 

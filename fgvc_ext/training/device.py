@@ -1,16 +1,21 @@
-"""The device that the engine trains on, and how many processes load images for it."""
+"""The device that the engine trains on, how it computes, and how many processes load images for it."""
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-from fgvc_ext.training.config import EngineConfig
+from fgvc_ext.training import distributed
+from fgvc_ext.training.config import EngineConfig, Precision
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one."""
+    """ "auto" is the GPU where there is one; of several, each process of a job on a machine takes its own."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", distributed.current_process().local_rank)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"engine.device: {name} was asked for, but torch {torch.__version__} sees no GPU")
@@ -20,3 +25,28 @@ def choose_device(name: str) -> torch.device:
 def worker_count(engine: EngineConfig, device: torch.device) -> int:
     """Processes that load images: as many as were asked for, by default none on a CPU, which is busy training."""
     return engine.workers if engine.workers >= 0 else (8 if device.type == "cuda" else 0)
+
+
+def choose_precision(engine: EngineConfig, device: torch.device) -> Precision:
+    """What "auto" is on this device: decided from the hardware, never from a timing."""
+    if engine.precision != "auto":
+        return engine.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def hint_of_bf16(device: torch.device) -> str | None:
+    """One line for a CPU that computes in bfloat16 natively; None for others."""
+    if device.type != "cpu" or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return None
+    return "this CPU computes in bfloat16: --engine.precision bf16 may train about 1.7 times as fast, with fewer digits"
+
+
+def configure_backends(engine: EngineConfig, device: torch.device) -> None:
+    """Set torch's own switches: what is deterministic, TF32, cuDNN's choice of algorithms."""
+    if engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(engine.deterministic)
+    torch.backends.cudnn.deterministic = engine.deterministic
+    torch.backends.cudnn.benchmark = engine.cudnn_benchmark and not engine.deterministic
+    torch.backends.cudnn.allow_tf32 = engine.tf32
+    torch.backends.cuda.matmul.allow_tf32 = engine.tf32

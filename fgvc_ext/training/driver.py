@@ -74,6 +74,10 @@ class Driver(Generic[Config]):
         except Preempted as stop:
             print(f"{stop}. To go on: {command_to_go_on(program, arguments)}")
             return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
+        except distributed.OtherProcessFailed as error:  # that one says it; the main one sums up
+            if distributed.is_main():
+                print(f"error: {error}", file=sys.stderr)
+            return 1
         except ERRORS as error:
             if debug:
                 raise

@@ -46,7 +46,7 @@ def evaluate(
                     on_batch(len(batch["label"]))
     finally:
         task.train(training)
-    return {name: value.cpu() for name, value in distributed.reduce_sums(sums).items()}
+    return distributed.reduce_sums(sums)
 
 
 class _Watched(Mapping[str, Tensor]):
@@ -86,7 +86,7 @@ def map_samples(
     Each process computes its own rows and all get the whole, without gradients: what an `Artefact` such as the boxes of
     all images is made with. The function must be ready for images on the engine's device (`choose_device`).
     """
-    device, rows = choose_device(engine.device), []
+    device, rows = choose_device(engine.device), list[Tensor]()
     loader = evaluation_loader(
         samples,
         distributed.own_rows(len(samples)),
@@ -99,4 +99,4 @@ def map_samples(
                 rows.append(function(batch["image"].to(device)).cpu())
     finally:
         loader.close()
-    return distributed.gather_rows(torch.cat(rows), len(samples))
+    return distributed.gather_rows(torch.cat(rows) if rows else None, len(samples))

@@ -1,31 +1,43 @@
-"""Optimiser, learning-rate schedule, precision and moving average, all of them torch's own."""
+"""Optimiser and learning-rate schedule, which are torch's own, and a moving average that can leave out a step."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import SGD, lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 
 from fgvc_ext.training.config import OptimConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> SGD:
-    """SGD over parameter groups, each of which may set its own lr."""
-    return SGD(
-        [group for group in groups if group["params"]],
+def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
+    """The optimiser over parameter groups, each of which may set its own lr.
+
+    It is the fused one: its step can be left out by a flag on the device, `optimizer.found_inf`.
+    """
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    optimizer = SGD(
+        groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        fused=True,
     )
+    if config.momentum:  # else the first step makes it, and were that one left out, it would hold anything
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
-def build_scheduler(optimizer: SGD, config: OptimConfig, steps_per_epoch: int) -> lr_scheduler.LRScheduler:
+def build_scheduler(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: int) -> lr_scheduler.LRScheduler:
     """The schedule, advanced after every step. Cosine ends at zero after the last epoch; warm-up comes before."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     steps = config.epochs * steps_per_epoch
@@ -44,18 +56,29 @@ def build_scheduler(optimizer: SGD, config: OptimConfig, steps_per_epoch: int) -
     return lr_scheduler.SequentialLR(optimizer, [rise, main], milestones=[warmup])
 
 
-def build_average(task: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Exponential moving average of the parameters; buffers are copied by `update_average`, never averaged."""
-    if decay is None:
-        return None
-    if not 0.0 < decay < 1.0:
-        raise ValueError(f"optim.ema_decay: expected 0 < decay < 1, got {decay}")
-    return AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+class MovingAverage(nn.Module):
+    """Exponential moving average of a task's parameters; buffers are copied, never averaged.
 
+    Args:
+        decay: weight of the average so far, between 0 and 1. The first update takes the parameters as they are.
+    """
 
-def update_average(average: AveragedModel | None, task: nn.Module) -> None:
-    """One step of the moving average."""
-    if average is not None:
-        average.update_parameters(task)
-        for mean, current in zip(average.module.buffers(), task.buffers(), strict=True):
-            mean.copy_(current)
+    updates: Tensor
+
+    def __init__(self, task: nn.Module, decay: float) -> None:
+        super().__init__()
+        if not 0.0 < decay < 1.0:
+            raise ValueError(f"optim.ema_decay: expected 0 < decay < 1, got {decay}")
+        self.module, self.decay = copy.deepcopy(task), decay
+        first = next(task.parameters())
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=first.device))
+
+    @torch.no_grad()
+    def update(self, task: nn.Module, usable: Tensor) -> None:
+        """One step of the average; none where `usable`, bool [] on the device, is False."""
+        weight = torch.where(self.updates == 0, 1.0, 1.0 - self.decay) * usable
+        for mean, current in zip(self.module.parameters(), task.parameters(), strict=True):
+            mean.lerp_(current, weight.to(mean.dtype))
+        for copied, buffer in zip(self.module.buffers(), task.buffers(), strict=True):
+            copied.copy_(buffer)
+        self.updates += usable

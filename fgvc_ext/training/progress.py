@@ -45,11 +45,15 @@ class Progress:
             self._bar.close()
             self._bar = None
 
-    def images(self, count: int, loss: float) -> None:
+    def images(self, count: int) -> None:
         """Advance the epoch's bar."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             self._bar.update(count)
+
+    def loss(self, value: float) -> None:
+        """Show the epoch's mean loss so far beside the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {value:.3f}", refresh=False)
 
     @contextmanager
     def evaluation(self, name: str, total: int) -> Iterator[Callable[[int], Any]]:

@@ -74,11 +74,14 @@ class RunFolder:
     def artefacts(self) -> Path:
         return self.path / "artefacts"
 
+    def best_weights_of(self, stage: str) -> Path:
+        """The weights of a stage's best epoch on validation images; a dot cannot be in the name of another stage."""
+        return self.weights / f"{stage}.best.safetensors"
+
     def checkpoints_of(self, stage: str) -> Checkpoints:
         return Checkpoints(self.checkpoints, stage)
 
     def __enter__(self) -> RunFolder:
-        distributed.current_process()  # several processes are refused before one of them has written anything
         self.data = distributed.on_main(self._acquire)
         return self
 
@@ -193,6 +196,7 @@ def _session() -> dict[str, Any]:
             "numpy": np.__version__,
             "pillow": PIL.__version__,
         },
+        "processes": distributed.current_process().world_size,
         "machine": {"host": socket.gethostname(), "system": platform.platform(), "threads": torch.get_num_threads()},
     }
 

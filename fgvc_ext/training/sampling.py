@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fgvc_ext.data.loading import Batch, Key, Loader, Samples, make_loader
 from fgvc_ext.training import distributed
@@ -47,14 +48,18 @@ class EpochBatches:
 
     The last batch may be smaller. Were it a single sample, whose batch statistics mean nothing, then that sample
     joins the batch before: no sample is lost, no batch has one sample (unless batch_size is 1).
+
+    Args:
+        labels: classes [count] of the samples: an epoch then draws `count` of them with replacement, every class with
+            the same probability. None: each sample once.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, *, labels: Tensor | None = None) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if count == 0 or (count == 1 and batch_size > 1):
             raise ValueError(f"no step in an epoch: {count} training image(s) for batches of {batch_size}")
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.count, self.batch_size, self.seed, self.labels = count, batch_size, seed, labels
         self.epoch = self.first_batch = 0
 
     @property
@@ -70,13 +75,31 @@ class EpochBatches:
         return self.steps_per_epoch - self.first_batch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, f"order of epoch {self.epoch}"))
-        order = torch.randperm(self.count, generator=generator).numpy()
-        keys = list(zip(order.tolist(), sample_seeds(self.seed, self.epoch, order).tolist(), strict=True))
-        steps = self.steps_per_epoch
-        for step in range(self.first_batch, steps):
-            end = len(keys) if step == steps - 1 else (step + 1) * self.batch_size
-            yield distributed.own_share(keys[step * self.batch_size : end])
+        order = self._order(self.epoch)
+        # Of balanced epochs the random numbers follow from the place: a sample that comes again looks different.
+        place = order.numpy() if self.labels is None else self.count + np.arange(self.count)
+        keys = list(zip(order.tolist(), sample_seeds(self.seed, self.epoch, place).tolist(), strict=True))
+        for batch in range(self.first_batch, self.steps_per_epoch):
+            yield distributed.own_share(keys[self._slice(batch)])
+
+    def _slice(self, batch: int) -> slice:
+        start = batch * self.batch_size
+        return slice(start, self.count if batch == self.steps_per_epoch - 1 else start + self.batch_size)
+
+    def size_of(self, batch: int) -> int:
+        """Samples of the global batch of this number."""
+        return len(range(self.count)[self._slice(batch)])
+
+    def samples_of(self, epoch: int, batch: int) -> list[int]:
+        """Indices of the samples of a global batch."""
+        return self._order(epoch)[self._slice(batch)].tolist()
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, f"order of epoch {epoch}"))
+        if self.labels is None:
+            return torch.randperm(self.count, generator=generator)
+        weights = 1 / torch.bincount(self.labels)[self.labels].double()
+        return torch.multinomial(weights, self.count, replacement=True, generator=generator)
 
 
 def parts(batch: Batch, count: int) -> list[Batch]:

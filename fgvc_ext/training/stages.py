@@ -7,6 +7,7 @@ under another is stale, and refused with the differences, unless it is named wit
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from fgvc_ext.models.model import Model, describe
 from fgvc_ext.models.weights_file import save_weights
 from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import load_checkpoint, stage_of
-from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig, differences, digest, identity
+from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig, Precision, differences, digest, identity
+from fgvc_ext.training.device import choose_device, choose_precision, hint_of_bf16
 from fgvc_ext.training.random_state import seed_everything
 from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.sampling import derive_seed
@@ -130,8 +132,10 @@ def run_stages(
     check_names(stages)
     if unknown := [name for name in force if name not in {stage.name for stage in stages}]:
         raise ValueError(f"--force-stage: expected some of {', '.join(s.name for s in stages)}, got {unknown[0]!r}")
+    engine = _with_precision(engine, run)
     distributed.on_main(_check, stages, run, engine, force)
     run.begin()
+    run.update(precision=engine.precision)
     distributed.on_main(_reopen, stages, run, engine, force)
     results: dict[str, Result] = {}
     with stop or StopRequest() as asked:
@@ -146,6 +150,18 @@ def run_stages(
                 raise Preempted(f"{name} received; {stage.name} is done")
     distributed.on_main(_ship, stages, results, run)
     return results
+
+
+def _with_precision(engine: EngineConfig, run: RunFolder) -> EngineConfig:
+    """The settings with "auto" resolved: to what the run began with, or to what the device has."""
+    if engine.precision != "auto":
+        return engine
+    device = choose_device(engine.device)
+    hint = hint_of_bf16(device)
+    if "precision" not in run.data and hint is not None and distributed.is_main():
+        print(hint, flush=True)
+    began_with: Precision | None = run.data.get("precision")
+    return dataclasses.replace(engine, precision=began_with or choose_precision(engine, device))
 
 
 def check_names(stages: Sequence[Stage | Artefact]) -> None:
@@ -263,6 +279,7 @@ def _do(stage: Stage | Artefact, earlier: Results, run: RunFolder, engine: Engin
 def _clear(name: str, run: RunFolder) -> None:
     """Remove what an earlier stage of this name has left: it is none of the new one's."""
     run.checkpoints_of(name).discard_newer(None)
+    run.best_weights_of(name).unlink(missing_ok=True)
     run.metrics.drop(name, after=0)
 
 

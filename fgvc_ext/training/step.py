@@ -1,50 +1,55 @@
-"""One training step: forward, backward, update, moving average, and what a step that is not finite leaves behind."""
+"""One training step: forward, backward, update, moving average. It waits for nothing.
+
+Whether a step is finite is decided on the device, in all processes alike. One that is not leaves parameters, optimiser
+state, buffers (running means, class means) and moving average as they were; the schedule moves on. The host hears of
+it when it looks (`look`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fgvc_ext.data.loading import Batch
+from fgvc_ext.nn import ClassMeanLoss
 from fgvc_ext.training import distributed
 from fgvc_ext.training.config import EngineConfig, OptimConfig
 from fgvc_ext.training.evaluation import add_sums
-from fgvc_ext.training.optimisation import PRECISIONS, build_average, build_optimizer, build_scheduler, update_average
+from fgvc_ext.training.health import Findings, Health
+from fgvc_ext.training.optimisation import PRECISIONS, MovingAverage, build_optimizer, build_scheduler
 from fgvc_ext.training.sampling import parts
 from fgvc_ext.training.task import Task
 
-
-@dataclass
-class StepResult:
-    """What a step gave: the loss, the sums over its samples, and why nothing was learnt from it (None: it was)."""
-
-    loss: float
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    problem: str | None = None
+WHOLE_BATCH = (ClassMeanLoss,)
+"""Losses that are no mean over samples: they see the whole batch, or are another loss."""
 
 
 class TrainingStep:
     """A task with its optimiser, schedule, scaler and moving average: `step(batch)` learns from a batch.
 
     Raises:
-        ValueError: a parameter that requires a gradient is in no group of `task.param_groups`.
+        ValueError: a parameter that requires a gradient is in no group of `task.param_groups`, or a loss that is
+            defined on a whole batch is to be accumulated.
     """
 
     def __init__(
         self, task: Task, optim: OptimConfig, engine: EngineConfig, device: torch.device, steps_per_epoch: int
     ) -> None:
         self.task, self.optim, self.engine, self.device = task, optim, engine, device
-        self.forward = torch.compile(task) if engine.compile else task
+        self._check_accumulation()
+        self.parallel = distributed.data_parallel(task)
+        self.forward = torch.compile(self.parallel) if engine.compile else self.parallel
         self.optimizer = build_optimizer(task.param_groups(optim), optim)
         self._check_optimizer()
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = build_scheduler(self.optimizer, optim, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=engine.precision == "fp16")
-        self.average = build_average(task, optim.ema_decay)
+        self.average = MovingAverage(task, optim.ema_decay) if optim.ema_decay is not None else None
+        self.health = Health(device, engine.max_skipped_steps)
         self._first = True
 
     @property
@@ -57,56 +62,95 @@ class TrainingStep:
         """The highest learning rate of the parameter groups."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def __call__(self, batch: Batch) -> StepResult:
-        """Forward, backward and one optimiser step."""
-        n = len(batch["label"])
-        buffers = [b.clone() for b in self.task.buffers()] if self.engine.max_skipped_steps else []
-        self.optimizer.zero_grad(set_to_none=True)
-        result = StepResult(0.0, {"n": torch.tensor(n)})
-        for part in parts(batch, self.optim.accumulate):
-            with torch.autocast(
-                self.device.type, PRECISIONS[self.engine.precision], enabled=self.engine.precision != "fp32"
-            ):
-                answer = self.forward(part)
-            share = answer["loss"] * (answer["n"] / n)
-            value = share.item()  # waits for the device: nothing non-finite may reach the weights
-            result.loss += value
-            if distributed.any_process(not math.isfinite(value)):
-                return self._undone(result, f"the loss is {result.loss}", buffers)
-            self.scaler.scale(share).backward()
-            add_sums(result.sums, answer["logs"])
-        if distributed.any_process(not self._gradients_are_usable()):
-            return self._undone(result, "a gradient is not finite", buffers)
-        self._update()
-        add_sums(result.sums, {"loss": torch.tensor(result.loss * n, dtype=torch.float64)})
-        return result
+    def look(self) -> Findings:
+        """Wait for the device and read what it has found: steps left out, and whether the training must stop."""
+        return self.health.look()
 
-    def _gradients_are_usable(self) -> bool:
-        """Clip where asked for; False for a non-finite norm. With fp16 the scaler looks for itself."""
+    def __call__(self, batch: Batch, number: int, sizes: Sequence[int]) -> dict[str, Tensor]:
+        """Forward, backward and one optimiser step.
+
+        Args:
+            batch: this process' share of the global batch, on the device.
+            number: of the step, under which `look` names it.
+            sizes: how many samples each process has.
+
+        Returns:
+            Sums over this process' samples, on the device; all zero where the step was left out.
+        """
+        before = [buffer.clone() for buffer in self.task.buffers()]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.batch_sizes = tuple(sizes)
+        sums, loss = self._accumulate(batch, sizes)
+        loss_is_finite = distributed.all_true(loss.isfinite())
+        usable = self.health.note(number, loss, loss_is_finite, self._gradients_are_finite(), self._scale())
+        self._update(usable)
+        self._restore_buffers(before, usable)
+        distributed.share_buffers(self.task)
+        if self.average is not None:
+            self.average.update(self.task, usable)
+        return {name: torch.where(usable, value, torch.zeros_like(value)) for name, value in sums.items()}
+
+    def _accumulate(self, batch: Batch, sizes: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward and backward of the batch's parts; returns their sums, and the mean loss of this process' samples.
+
+        The parts' gradients are exchanged once, with the last. DDP takes the mean over processes: of losses that are
+        means over the own n of N samples, weighted by processes · n / N, it is the loss of the global batch, and so it
+        is of losses that every process computes of the global batch.
+        """
+        own, total = len(batch["label"]), sum(sizes)
+        sums: dict[str, Tensor] = {}
+        pieces = parts(batch, self.optim.accumulate)
+        for piece in pieces:
+            last = piece is pieces[-1]
+            with distributed.exchanging(self.parallel, last):
+                with self._autocast():
+                    answer = self.forward(piece)
+                n, loss = answer["n"], answer["loss"]
+                if n == 0:  # the mean of nothing is NaN
+                    loss = loss.nan_to_num()
+                self.scaler.scale(loss * (len(sizes) * n / total)).backward()
+            logs = {**answer["logs"], "loss": loss.detach().double() * n, "n": torch.full((), n, device=loss.device)}
+            add_sums(sums, logs)
+        return sums, sums["loss"] / max(1, own)
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.engine.precision
+        return torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+    def _gradients_are_finite(self) -> Tensor:
+        """bool [] on the device. Clips where asked for; the gradients' common scale is taken out before."""
         if self._first:
             self._check_gradients()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler.unscale_(self.optimizer)
-        limit = self.optim.clip_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
-        return self.scaler.is_enabled() or bool(norm.isfinite())
+        if self.optim.clip_grad_norm is not None:
+            return torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad_norm).isfinite()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients, math.inf).isfinite()  # the largest: it does not overflow
 
-    def _update(self) -> None:
-        before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+    def _scale(self) -> Tensor | None:
+        return self.scaler._scale if self.scaler.is_enabled() else None  # get_scale() would wait for the device
+
+    def _update(self, usable: Tensor) -> None:
+        # What GradScaler.step does with fused optimisers, with a flag that also knows of the loss.
+        self.optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
         self.scaler.update()
-        if self.scaler.get_scale() >= before:  # with fp16 a smaller scale means that the step was left out
-            self.scheduler.step()
-            update_average(self.average, self.task)
+        self.scheduler.step()
 
-    def _undone(self, result: StepResult, problem: str, buffers: list[Tensor]) -> StepResult:
-        """The step is left out, as if its batch had not been there."""
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.task.buffers(), buffers, strict=False):
-            buffer.copy_(before)
-        return StepResult(result.loss, problem=problem)
+    @torch.no_grad()
+    def _restore_buffers(self, before: Sequence[Tensor], usable: Tensor) -> None:
+        for buffer, old in zip(self.task.buffers(), before, strict=True):
+            buffer.copy_(torch.where(usable, buffer, old))
 
     # ---------------------------------------------------------------- checks
+
+    def _check_accumulation(self) -> None:
+        whole = [name for name, module in self.task.named_modules() if isinstance(module, WHOLE_BATCH)]
+        if self.optim.accumulate > 1 and whole:
+            raise ValueError(
+                f"optim.accumulate: expected 1, got {self.optim.accumulate}: {whole[0]} "
+                f"({type(self.task.get_submodule(whole[0])).__name__}) is a loss of the whole batch, not of its parts"
+            )
 
     def _check_optimizer(self) -> None:
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -122,22 +166,17 @@ class TrainingStep:
 
     # ---------------------------------------------------------------- state
 
-    def state_dict(self) -> dict[str, Any]:
+    def _stateful(self) -> dict[str, Any]:
         """Everything that the next step depends on, but for the generators of random numbers."""
-        return {
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-        }
+        found = {name: getattr(self, name) for name in ("task", "optimizer", "scheduler", "scaler", "health")}
+        return found if self.average is None else {**found, "average": self.average}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of a checkpoint."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        self.task.load_state_dict(state["task"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
         self._first = False

@@ -24,6 +24,10 @@ class Task(nn.Module):
     higher_is_better = True
     """Whether the larger value of the headline (the first measure) is the better one."""
 
+    batch_sizes: tuple[int, ...] = ()
+    """How many samples of the present batch each process has; set by the engine before a step, for losses that see the
+    batches of all (`nn.ClassMeanLoss` takes it)."""
+
     def forward(self, batch: Batch) -> dict[str, Any]:
         return self.step(batch)
 

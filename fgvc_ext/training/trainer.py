@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 from fgvc_ext.data.loading import Batch, Loader, Samples
 from fgvc_ext.models.weights_file import save_weights
 from fgvc_ext.training import distributed
+from fgvc_ext.training.checkpoints import load_checkpoint
 from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig
 from fgvc_ext.training.cpu_memory import keep_freed_memory
-from fgvc_ext.training.device import choose_device, worker_count
+from fgvc_ext.training.device import choose_device, configure_backends, worker_count
 from fgvc_ext.training.evaluation import add_sums, evaluate, measured
+from fgvc_ext.training.health import Findings
 from fgvc_ext.training.progress import Progress
 from fgvc_ext.training.random_state import random_state, restore_random_state, seed_everything
 from fgvc_ext.training.run_folder import RunFolder
@@ -55,14 +57,14 @@ class Position:
     """Number, within the epoch, of the next batch to train."""
     step: int = 0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Of this process' samples, on the device."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Images left out as broken, steps left out as not finite."""
+    """Images left out as broken; steps left out as not finite, or because fp16 overflowed."""
     seconds: float = 0.0
     waited: float = 0.0
     """Seconds that the epoch's batches were waited for."""
     rate: float = 0.0
     """Learning rate of the epoch's first step."""
-    skipped_in_a_row: int = 0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     last: dict[str, dict[str, float]] = field(default_factory=dict)
     """Measures of the last time that each evaluation was made."""
@@ -83,12 +85,16 @@ class Trainer:
         self.training, self.run, self.engine, self.stop = training, run, engine, stop
         self.name = training.name
         self.device = choose_device(engine.device)
+        configure_backends(engine, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.workers = worker_count(engine, self.device)
-        self.batches = EpochBatches(len(training.train), training.optim.batch_size, training.seed)
+        self.look_every = engine.look_every or (1 if self.device.type == "cpu" else 20)
+        labels = training.train.dataset.labels if training.optim.balanced else None
+        self.batches = EpochBatches(len(training.train), training.optim.batch_size, training.seed, labels=labels)
         self.checkpoints = run.checkpoints_of(self.name)
         self.at = Position()
+        self._found = Findings()
         self._saved: tuple[int, int] | None = None
         self._build()
 
@@ -96,9 +102,14 @@ class Trainer:
         seed_everything(derive_seed(self.training.seed, "initial weights"))
         layout = torch.channels_last if self.engine.channels_last else torch.preserve_format
         self.task = self.training.build().to(self.device).to(memory_format=layout)
+        if self.engine.sync_batch_norm:
+            self.task = distributed.with_shared_batch_norm(self.task, self.device)
         for frozen in frozen_in(self.task):
             frozen.to(self.device, layout)
         self.step = TrainingStep(self.task, self.training.optim, self.engine, self.device, self.batches.steps_per_epoch)
+        if not distributed.is_main():  # the same weights, but dropout of its own
+            rank = distributed.current_process().rank
+            seed_everything(derive_seed(self.training.seed, f"random numbers of process {rank}"))
 
     # ---------------------------------------------------------------- the loop
 
@@ -131,39 +142,61 @@ class Trainer:
             self.at.rate = self.step.rate
         clock = time.perf_counter()
         for batch in self._waiting(loader):
-            loss = self._learn(self._to_device(batch))
+            self._learn(batch)
             self.at.batch += 1
             self.at.step += 1
             now = time.perf_counter()
             self.at.seconds += now - clock
             clock = now
-            progress.images(len(batch["label"]), loss)
+            progress.images(self.batches.size_of(self.at.batch - 1))
             every = self.engine.checkpoint_every
             if every and self.at.step % every == 0 and self.at.batch < self.batches.steps_per_epoch:
                 self._save()
-            self._stop_if_asked()
+            if self.at.step % self.look_every == 0:
+                self._look(progress)
 
-    def _learn(self, batch: Batch) -> float:
-        """A step with this batch, if there is anything to learn from it; returns the loss."""
-        self.at.count("broken", int(batch["skipped"]))
-        if len(batch["label"]) < min(2, self.training.optim.batch_size):
-            return math.nan  # broken images were left out, and a single one has no statistics
-        result = self.step(batch)
-        if result.problem is None:
-            self.at.skipped_in_a_row = 0
-            add_sums(self.at.sums, result.sums)
-            return result.loss
-        self.at.skipped_in_a_row += 1
-        if self.at.skipped_in_a_row > self.engine.max_skipped_steps:
-            raise NonFiniteLoss(self._where(batch, result.problem))
-        self.at.count("skipped_steps", 1)
-        return result.loss
+    def _learn(self, batch: Batch) -> None:
+        """A step with this batch, if there is anything to learn from it."""
+        if not len(batch["label"]):
+            batch["image"] = self._no_images()
+        sizes = self._sizes(len(batch["label"]))
+        self.at.count("broken", self.batches.size_of(self.at.batch) - sum(sizes))
+        if sum(sizes) < min(2, self.training.optim.batch_size):
+            return  # broken images were left out, and a single one has no statistics
+        add_sums(self.at.sums, self.step(self._to_device(batch), self.at.step, sizes))
 
-    def _where(self, batch: Batch, problem: str) -> str:
-        ids = [self.training.train.dataset.ids[index] for index in batch["index"].tolist()]
+    def _sizes(self, own: int) -> list[int]:
+        """How many samples of the present batch each process has."""
+        if self.engine.broken_images == "skip":
+            return distributed.gather_objects(own)
+        return distributed.share_sizes(self.batches.size_of(self.at.batch))
+
+    def _no_images(self) -> torch.Tensor:
+        """[0,…] for a process that has no sample of a batch, with the size that images have here."""
+        samples = (self.training.train[index, 0] for index in range(len(self.training.train)))
+        return next(sample["image"][None, ...][:0] for sample in samples if sample is not None)
+
+    def _look(self, progress: Progress) -> None:
+        """Wait for the device, read what it has found, and stop where the training cannot go on or shall not."""
+        self._check_health()
+        if "loss" in self.at.sums:
+            progress.loss(float(self.at.sums["loss"]) / max(1.0, float(self.at.sums["n"])))
+        self._stop_if_asked()
+
+    def _check_health(self) -> None:
+        found = self.step.look()
+        if found.failed_at is not None:
+            raise NonFiniteLoss(self._where(found.failed_at, found.problem))
+        self.at.count("skipped_steps", found.skipped - self._found.skipped)
+        self.at.count("overflows", found.overflows - self._found.overflows)
+        self._found = found
+
+    def _where(self, step: int, problem: str) -> str:
+        epoch, batch = divmod(step, self.batches.steps_per_epoch)
+        ids = [self.training.train.dataset.ids[index] for index in self.batches.samples_of(epoch, batch)]
         good = next((str(manifest.with_suffix(".pt")) for manifest in self.checkpoints.manifests()), "none yet")
         return (
-            f"stage {self.name}, epoch {self.at.epoch}, step {self.at.step}: {problem}. "
+            f"stage {self.name}, epoch {epoch}, step {step}: {problem}. "
             f"Last good checkpoint: {good}. Samples: {', '.join(ids)}"
         )
 
@@ -172,6 +205,7 @@ class Trainer:
     def _finish_epoch(self, progress: Progress) -> dict[str, Any]:
         """Evaluate, append the epoch's line to the metric files, save."""
         at = self.at
+        self._check_health()
         sums = distributed.reduce_sums(at.sums)
         images = float(sums["n"]) if "n" in sums else 0.0
         row: dict[str, Any] = {
@@ -217,7 +251,10 @@ class Trainer:
                 loader.close()
 
     def _compare(self, name: str, values: dict[str, float]) -> None:
-        """Keep an evaluation's measures, and its best headline with the epoch, where epochs can be compared."""
+        """Keep an evaluation's measures, and its best headline with the epoch, where epochs can be compared.
+
+        The weights of the best epoch on "val" are kept beside those of the last: `weights/<stage>.best.safetensors`.
+        """
         if not values:
             return
         self.at.last[name] = values
@@ -226,6 +263,8 @@ class Trainer:
         sign = 1 if self.task.higher_is_better else -1
         if name in self.training.evaluations and (best is None or sign * value > sign * best):
             self.at.best[name] = {headline: value, "epoch": self.at.epoch + 1}
+            if name == "val":
+                self._write_weights(self.run.best_weights_of(self.name), epoch=self.at.epoch + 1)
 
     def _headline(self) -> str | None:
         """The name of the main measure; None before the first evaluation."""
@@ -245,19 +284,23 @@ class Trainer:
 
     def _finish(self) -> None:
         """Write the weights, and the mark that the stage is done."""
-        file, task = self.run.weights / f"{self.name}.safetensors", self.step.evaluated
-        metadata = {**task.model_metadata(), **self.training.metadata}
-        sha256 = distributed.on_main(save_weights, file, task.model_state(), metadata)
-        outputs = {str(file.relative_to(self.run.path)): sha256}
+        file = self.run.weights / f"{self.name}.safetensors"
+        outputs = {str(file.relative_to(self.run.path)): self._write_weights(file)}
         self.run.update_entry(self.name, status="done", **self._results(), outputs=outputs)
+
+    def _write_weights(self, file: Path, **facts: Any) -> str:
+        """Write the trained model; returns the file's sha256."""
+        task = self.step.evaluated
+        metadata = {**task.model_metadata(), **self.training.metadata, **facts}
+        return distributed.on_main(save_weights, file, task.model_state(), metadata)
 
     # ---------------------------------------------------------------- checkpoints
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint, or from the beginning."""
-        found = distributed.on_main(self.checkpoints.load_latest)
-        if found is not None:
-            self._load(*found)
+        file = distributed.on_main(self.checkpoints.latest_whole)
+        if file is not None:
+            self._load(distributed.on_each(load_checkpoint, file), file)
         elif distributed.is_main():  # a run that was stopped before its first checkpoint may have left lines
             self.run.metrics.drop(self.name, after=0)
 
@@ -265,26 +308,46 @@ class Trainer:
         if state["config_hash"] != self.training.metadata["config_hash"]:
             raise ConfigMismatch(f"checkpoint {file} was written under another configuration: remove it to start anew")
         self.step.load_state_dict(state["step"])
+        self._found = self.step.look()
         self.at = Position(**state["position"])
         self._saved = (self.at.epoch, self.at.batch)
         if distributed.is_main():
             self.checkpoints.discard_newer(file)
             self.run.metrics.drop(self.name, after=self.at.epoch)
         self.run.update_entry(self.name, status="running")
-        restore_random_state(state["random"])
+        self._load_own(state["processes"])
+
+    def _load_own(self, states: list[dict[str, Any]]) -> None:
+        """What each process has of its own: sums of its samples, generators of random numbers."""
+        process = distributed.current_process()
+        if len(states) == process.world_size:
+            own = states[process.rank]
+            self.at.sums = {name: value.to(self.device) for name, value in own["sums"].items()}
+            restore_random_state(own["random"])
+            return
+        warnings.warn(
+            f"stage {self.name} was trained by {len(states)} processes and goes on with {process.world_size}: "
+            "its bits will differ from those of a run that was not interrupted",
+            stacklevel=2,
+        )
+        seed_everything(derive_seed(self.training.seed, f"process {process.rank} from step {self.at.step}"))
+        for state in states if process.is_main else []:
+            add_sums(self.at.sums, {name: value.to(self.device) for name, value in state["sums"].items()})
 
     def _save(self) -> None:
         if self._saved == (self.at.epoch, self.at.batch):
             return
+        self._check_health()
+        own = {"sums": {name: value.cpu() for name, value in self.at.sums.items()}, "random": random_state()}
+        processes = distributed.gather_objects(own)
         state = {
             "stage": self.name,
             "config_hash": self.training.metadata["config_hash"],
             "step": self.step.state_dict(),
-            "position": dict(vars(self.at)),
-            "random": random_state(),
+            "position": {**vars(self.at), "sums": {}},
+            "processes": processes,
         }
-        if distributed.is_main():
-            self.checkpoints.save(state, epoch=self.at.epoch, step=self.at.step)
+        distributed.on_main(self.checkpoints.save, state, epoch=self.at.epoch, step=self.at.step)
         self._saved = (self.at.epoch, self.at.batch)
 
     def _stop_if_asked(self) -> None:

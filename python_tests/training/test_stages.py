@@ -117,7 +117,7 @@ def test_a_forced_stage_that_was_interrupted_goes_on(tmp_path, monkeypatch):
     with pytest.raises(Preempted, match="saved at epoch 0, step 2"):
         _run(tmp_path / "run", _chain(first=0.2), force=["first"], stop=_StopAtTheSecondQuestion())
     trained, learn = [], TrainingStep.__call__
-    monkeypatch.setattr(TrainingStep, "__call__", lambda step, batch: trained.append(1) or learn(step, batch))
+    monkeypatch.setattr(TrainingStep, "__call__", lambda step, *args: trained.append(1) or learn(step, *args))
     with pytest.raises(ConfigMismatch, match="numbers"):
         _run(tmp_path / "run", _chain(first=0.2), force=["first"])
     assert len(trained) == 2, "the two steps that were left"

@@ -181,14 +181,6 @@ def test_a_bad_configuration_file_is_one_clear_line(driver, content, message, tm
     assert message in line
 
 
-def test_several_processes_are_refused_in_one_line(driver, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert driver.DRIVER.main(["demo", *SMALL, "--out", str(tmp_path / "x")]) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "WORLD_SIZE is 2" in line
-    assert not (tmp_path / "x").exists()
-
-
 def test_help_tells_of_configuration_files(driver, capsys):
     with pytest.raises(SystemExit):
         driver.DRIVER.main(["--help"])

@@ -40,7 +40,7 @@ def _batch(n: int = 4) -> dict[str, torch.Tensor]:
 
 def test_parameters_of_a_loss_are_optimised():
     loss = ScaledLoss()
-    _step(Classification(ToyModel(), loss))(_batch())
+    _step(Classification(ToyModel(), loss))(_batch(), 0, [4])
     assert loss.scale != 1
 
 

@@ -24,7 +24,7 @@ from fgvc_ext.training.config import OptimConfig, load_config, save_config
 from fgvc_ext.training.distributed import Process, current_process
 from fgvc_ext.training.evaluation import evaluate
 from fgvc_ext.training.metrics import COLUMNS, EventFiles, MetricFiles
-from fgvc_ext.training.optimisation import build_average, build_optimizer, build_scheduler, update_average
+from fgvc_ext.training.optimisation import MovingAverage, build_optimizer, build_scheduler
 from fgvc_ext.training.run_lock import RunLock
 from fgvc_ext.training.sampling import evaluation_loader
 
@@ -201,13 +201,16 @@ def test_schedules():
 
 def test_the_moving_average_copies_buffers():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
-    average = build_average(model, 0.5)
-    update_average(average, model)  # the first takes the weights as they are
+    average, usable = MovingAverage(model, 0.5), torch.tensor(True)
+    average.update(model, ~usable)
+    average.update(model, usable)  # the first takes the weights as they are
     before = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight += 1
     model[1].running_mean += 3
-    update_average(average, model)
+    average.update(model, ~usable)  # a step that was left out
+    torch.testing.assert_close(average.module[0].weight, before)
+    average.update(model, usable)
     torch.testing.assert_close(average.module[0].weight, before + 0.5)
     assert torch.equal(average.module[1].running_mean, model[1].running_mean)
 
@@ -277,8 +280,8 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
 def test_processes():
     assert current_process({}) == Process()
     assert current_process({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}).launched
-    with pytest.raises(ValueError, match="WORLD_SIZE is 2"):
-        current_process({"RANK": "0", "WORLD_SIZE": "2"})
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert current_process(environment) == Process(5, 8, local_rank=1, local_size=4)
     shards = [list(Process(rank, 3).shard(10)) for rank in range(3)]
     assert sorted(functools.reduce(operator.iadd, shards, [])) == list(range(10))
 
