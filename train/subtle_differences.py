@@ -89,9 +89,12 @@ def build_task(config: Config, method: MethodConfig, classes: list[str], earlier
     model = SubtleDifferences(config.model.build(), len(classes), **block)
     model.classes, model.preprocessing = classes, config.model.preprocessing(config.data)
     config.model.start(model)
-    plain, boosted = nn.CrossEntropyLoss(), GradientBoostingCrossEntropyLoss(k=method.k)
+    plain = nn.CrossEntropyLoss(label_smoothing=config.optim.label_smoothing)
     if not method.gce:
         return Classification(model, plain)
+    if config.optim.label_smoothing:
+        raise ValueError("--optim.label-smoothing: expected 0 with --method.gce True, whose targets are single classes")
+    boosted = GradientBoostingCrossEntropyLoss(k=method.k)
     return Classification(model, boosted, first_loss=plain, from_epoch=method.gce_from_epoch)
 
 

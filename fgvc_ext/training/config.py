@@ -91,8 +91,8 @@ class EngineConfig:
     """Epochs between two evaluations; the last epoch is always evaluated."""
     eval_batch_size: int = at_least(1, 64)
     look_every: int = at_least(0, 0)
-    """Steps between two looks at what the device has found (a loss that is not finite), and, with several processes, at
-    whether one was asked to stop. 0: every step on a CPU, where looking costs nothing; every 20 on a GPU."""
+    """Steps between two looks at what the device has found, such as a loss that is not finite. 0: every step on a CPU,
+    where looking costs nothing; every 20 on a GPU, which is waited for."""
     max_skipped_steps: int = at_least(0, 0)
     """Steps in a row with a non-finite loss or gradient that are left out before the run stops."""
     broken_images: Literal["error", "skip"] = "error"

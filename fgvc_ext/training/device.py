@@ -41,7 +41,7 @@ def hint_of_bf16(device: torch.device) -> str | None:
     return "this CPU computes in bfloat16: --engine.precision bf16 may train about 1.7 times as fast, with fewer digits"
 
 
-def configure_backends(engine: EngineConfig, device: torch.device) -> None:
+def configure_backends(engine: EngineConfig) -> None:
     """Set torch's own switches: what is deterministic, TF32, cuDNN's choice of algorithms."""
     if engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts

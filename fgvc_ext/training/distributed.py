@@ -185,6 +185,11 @@ def own_rows(count: int) -> range:
     return current_process().shard(count)
 
 
+def largest_share(count: int) -> int:
+    """The number of rows of the process that has most of them."""
+    return -(-count // current_process().world_size)
+
+
 def own_share(batch: Sequence[Item]) -> list[Item]:
     """This process' share of a global training batch; the shares' lengths differ by at most one."""
     return list(batch[current_process().share(len(batch))])

@@ -85,7 +85,7 @@ class Trainer:
         self.training, self.run, self.engine, self.stop = training, run, engine, stop
         self.name = training.name
         self.device = choose_device(engine.device)
-        configure_backends(engine, self.device)
+        configure_backends(engine)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.workers = worker_count(engine, self.device)
@@ -154,6 +154,7 @@ class Trainer:
                 self._save()
             if self.at.step % self.look_every == 0:
                 self._look(progress)
+            self._stop_if_asked()
 
     def _learn(self, batch: Batch) -> None:
         """A step with this batch, if there is anything to learn from it."""
@@ -177,11 +178,10 @@ class Trainer:
         return next(sample["image"][None, ...][:0] for sample in samples if sample is not None)
 
     def _look(self, progress: Progress) -> None:
-        """Wait for the device, read what it has found, and stop where the training cannot go on or shall not."""
+        """Wait for the device, and read what it has found."""
         self._check_health()
         if "loss" in self.at.sums:
             progress.loss(float(self.at.sums["loss"]) / max(1.0, float(self.at.sums["n"])))
-        self._stop_if_asked()
 
     def _check_health(self) -> None:
         found = self.step.look()
@@ -239,16 +239,22 @@ class Trainer:
         indices = distributed.own_rows(len(samples))
         batch_size = max(1, self.engine.eval_batch_size // samples.crops)
         loader = evaluation_loader(samples, indices, batch_size, workers=self.workers)
+        batches = self._stoppable(loader, -(-distributed.largest_share(len(samples)) // batch_size))
         with progress.evaluation(name, len(indices)) as advance:
-
-            def on_batch(count: int) -> None:
-                advance(count)
-                self._stop_if_asked()
-
             try:
-                return measured(self.step.evaluated, evaluate(self.step.evaluated, loader, self._to_device, on_batch))
+                return measured(self.step.evaluated, evaluate(self.step.evaluated, batches, self._to_device, advance))
             finally:
                 loader.close()
+
+    def _stoppable(self, loader: Loader, rounds: int) -> Iterator[Batch]:
+        """The loader's batches, and after each the question whether to stop: as often in every process."""
+        asked = 0
+        for batch in loader:
+            yield batch
+            self._stop_if_asked()
+            asked += 1
+        for _ in range(rounds - asked):
+            self._stop_if_asked()
 
     def _compare(self, name: str, values: dict[str, float]) -> None:
         """Keep an evaluation's measures, and its best headline with the epoch, where epochs can be compared.
