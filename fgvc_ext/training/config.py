@@ -96,7 +96,7 @@ class EngineConfig:
     max_skipped_steps: int = at_least(0, 0)
     """Steps in a row with a non-finite loss or gradient that are left out before the run stops."""
     broken_images: Literal["error", "skip"] = "error"
-    """What a training image that cannot be read does: stop the run, or be left out and counted."""
+    """What an image that cannot be read does: stop the run, or be left out and counted, in evaluation too."""
 
 
 @dataclass

@@ -6,12 +6,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fgvc_ext.data.loading import Batch, Loader, Samples
+from fgvc_ext.data.loading import Batch, Loader, Samples, to_device
 from fgvc_ext.models.weights_file import save_weights
 from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import load_checkpoint
@@ -164,7 +165,7 @@ class Trainer:
         self.at.count("broken", self.batches.size_of(self.at.batch) - sum(sizes))
         if sum(sizes) < min(2, self.training.optim.batch_size):
             return  # broken images were left out, and a single one has no statistics
-        add_sums(self.at.sums, self.step(self._to_device(batch), self.at.step, sizes))
+        add_sums(self.at.sums, self.step(self._to_device(batch, self.training.train), self.at.step, sizes))
 
     def _sizes(self, own: int) -> list[int]:
         """How many samples of the present batch each process has."""
@@ -242,7 +243,8 @@ class Trainer:
         batches = self._stoppable(loader, -(-distributed.largest_share(len(samples)) // batch_size))
         with progress.evaluation(name, len(indices)) as advance:
             try:
-                return measured(self.step.evaluated, evaluate(self.step.evaluated, batches, self._to_device, advance))
+                to_device = partial(self._to_device, samples=samples)
+                return measured(self.step.evaluated, evaluate(self.step.evaluated, batches, to_device, advance))
             finally:
                 loader.close()
 
@@ -376,11 +378,9 @@ class Trainer:
                 return
             yield batch
 
-    def _to_device(self, batch: Batch) -> Batch:
-        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        if self.engine.channels_last and moved["image"].dim() == 4:
-            moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
-        return moved
+    def _to_device(self, batch: Batch, samples: Samples) -> Batch:
+        layout = self.engine.channels_last
+        return to_device(batch, self.device, normalise=samples.normalise, channels_last=layout)
 
 
 def _columns(split: str, values: Mapping[str, float]) -> dict[str, float]:
