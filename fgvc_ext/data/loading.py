@@ -113,7 +113,8 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 class Loader(DataLoader):
     """A DataLoader whose errors are those of its samples, and whose processes end when it is closed.
 
-    Close it in a `finally`: its processes ignore the signal by which Python ends the children that are left at exit,
+    It can be iterated again and again; an iteration that was left in the middle does not matter to the next. Close it in
+    a `finally`: its processes ignore the signal by which Python ends the children that are left at exit,
     and would be waited for without end.
     """
 
@@ -139,7 +140,11 @@ class Loader(DataLoader):
 
 
 def make_loader(samples: Samples, batches: Any, *, workers: int, **options: Any) -> Loader:
-    """Loader of the batches of keys that `batches` yields; `options` go to DataLoader."""
+    """Loader of the batches of keys that `batches` yields, whose processes stay until it is closed.
+
+    `options` go to DataLoader.
+    """
+    options.setdefault("persistent_workers", workers > 0)
     # Its own generator: iter(DataLoader) draws a number, and from the global generator that would shift every
     # dropout mask of a run that was continued in the middle of an epoch.
     return Loader(

@@ -127,7 +127,7 @@ def _headline(report: Report, facts: Mapping[str, Any]) -> None:
     train, test = _number(data.get("train_images")), _number(data.get("test_images"))
     if train and test:
         left_out = _number(data.get("test_images_left_out"))
-        rest = f" ({left_out} more that cannot be read)" if left_out else ""
+        rest = f" ({left_out} more that cannot be read are left out)" if left_out else ""
         report.headline(f"{train} / {test}", f"training / test images{rest}")
 
 
