@@ -91,7 +91,7 @@ def map_samples(
         samples,
         distributed.own_rows(len(samples)),
         batch_size or engine.eval_batch_size,
-        workers=worker_count(engine, device),
+        workers=worker_count(engine),
     )
     try:
         with torch.no_grad():  # and not inference_mode: a training may use the rows

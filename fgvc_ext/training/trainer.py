@@ -89,7 +89,7 @@ class Trainer:
         configure_backends(engine)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.workers = worker_count(engine, self.device)
+        self.workers = worker_count(engine)
         self.look_every = engine.look_every or (1 if self.device.type == "cpu" else 20)
         labels = training.train.dataset.labels if training.optim.balanced else None
         self.batches = EpochBatches(len(training.train), training.optim.batch_size, training.seed, labels=labels)
