@@ -50,7 +50,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def write_jpegs(folder: Path, count: int, width: int, height: int) -> ImageFolder:
-    birds = SyntheticBirds("train", classes=2, train_per_class=-(-count // 2), image_size=max(width, height), cache=False)
+    birds = SyntheticBirds(
+        "train", classes=2, train_per_class=-(-count // 2), image_size=max(width, height), cache=False
+    )
     place = folder / "train" / "bird"
     place.mkdir(parents=True)
     top, left = ((birds.image_size - length) // 2 for length in (height, width))

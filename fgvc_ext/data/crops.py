@@ -42,8 +42,9 @@ class _Crop:
 
     def whole(self, image: Tensor) -> Tensor:
         """The resized image."""
-        size = resized(*image.shape[-2:], self.resize)
-        return image if size == tuple(image.shape[-2:]) else _resize(image, size, self.interpolation)
+        height, width = image.shape[-2:]
+        size = resized(height, width, self.resize)
+        return image if size == (height, width) else _resize(image, size, self.interpolation)
 
 
 class TrainCrop(_Crop):
@@ -62,7 +63,8 @@ class TrainCrop(_Crop):
         self.jitter = v2.ColorJitter(jitter, jitter, jitter) if jitter else None
 
     def __call__(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        new = resized(*(image.shape[-2:] if size is None else size), self.resize)
+        height, width = image.shape[-2:] if size is None else size
+        new = resized(height, width, self.resize)
         top, left = (_place(length, self.crop) for length in new)
         part = resized_part(image, new, top, left, self.crop, self.interpolation)
         if self.flip is not None:

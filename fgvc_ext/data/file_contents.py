@@ -18,8 +18,8 @@ def content_of(files: Sequence[Path], *, read_whole: int = READ_WHOLE) -> str:
     """sha256 over the contents of the files in their order; a file that cannot be read counts as "missing".
 
     Names, places and times of files do not count: the text is the same after a move to another folder or machine. Of
-    files that have more than `read_whole` bytes together, each one's length counts, and `SAMPLE` bytes at its beginning,
-    in its middle and at its end; a change elsewhere that keeps the length is then not seen.
+    files that have more than `read_whole` bytes together, each one's length counts, and `SAMPLE` bytes at its
+    beginning, in its middle and at its end; a change elsewhere that keeps the length is then not seen.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # reading and hashing leave the interpreter free
         whole = sum(pool.map(_length, files)) <= read_whole

@@ -94,7 +94,10 @@ def _files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _without_loops(folders: list[Path]) -> list[Path]:
-    """The folders but for links to one in which they lie: these would bring the same images again, or other classes'."""
+    """The folders but for links to one in which they lie: these would bring the same images again, or other classes.
+
+    Each one that is left out is warned of.
+    """
     kept = []
     for folder in folders:
         around = [parent.resolve() for parent in folder.parents] if folder.is_symlink() else []

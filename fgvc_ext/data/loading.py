@@ -1,4 +1,4 @@
-"""From a data set to batches on a device: samples with random numbers of their own, and the processes that load them."""
+"""From a data set to batches on a device: samples with random numbers of their own, the processes that load them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Samples(Dataset):
     The transform draws from torch's CPU generator, which is seeded for each sample and put back afterwards.
 
     Args:
-        transform: uint8 [3,H,W] → the sample's image. With an attribute `least_side` it may be given a reduced copy whose
-            shorter side has at least so many pixels, and as second argument the photo's height and width.
+        transform: uint8 [3,H,W] → the sample's image. With an attribute `least_side` it may be given a reduced copy
+            whose shorter side has at least so many pixels, and as second argument the photo's height and width.
         crops: images that the transform makes of one: a batch holds so many times fewer samples.
         normalise: what `to_device` does with images that the transform leaves as uint8 (`Preprocessing.normalise`).
     """
@@ -113,9 +113,9 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 class Loader(DataLoader):
     """A DataLoader whose errors are those of its samples, and whose processes end when it is closed.
 
-    It can be iterated again and again; an iteration that was left in the middle does not matter to the next. Close it in
-    a `finally`: its processes ignore the signal by which Python ends the children that are left at exit,
-    and would be waited for without end.
+    It can be iterated again and again; an iteration that was left in the middle does not matter to the next. Close it
+    in a `finally`: its processes ignore the signal by which Python ends the children that are left at exit, and would
+    be waited for without end.
     """
 
     _running: Any = None

@@ -105,11 +105,13 @@ def _without_broken(datasets: Datasets, name: str, dataset: ImageDataset) -> Ima
     if not broken:
         return dataset
     if len(broken) == len(dataset):
-        raise DatasetError(f"{dataset.name} {dataset.split}: none of the {len(dataset)} images can be read: {broken[0]}")
+        raise DatasetError(
+            f"{dataset.name} {dataset.split}: none of the {len(dataset)} images can be read: {broken[0]}"
+        )
     datasets.left_out[name] = len(broken)
+    counts = f"{len(broken)} of {len(dataset)} images cannot be read and are left out"
     print(
-        f"WARNING: {dataset.name} {dataset.split}: {len(broken)} of {len(dataset)} images cannot be read and are left out: "
-        f"what is measured on {name} is of the other {len(dataset) - len(broken)}",
+        f"WARNING: {dataset.name} {dataset.split}: {counts}: what is measured on {name} is of the others",
         *broken[:10],
         *(["..."] if len(broken) > 10 else []),
         sep="\n  ",

@@ -88,7 +88,9 @@ class Preprocessing:
     def in_image(self, boxes: Tensor, height: int, width: int) -> Tensor:
         """Boxes [...,4] xyxy of the crop that `transform` takes of an image, in pixels of that image."""
         new_height, new_width = resized(height, width, self.resize)
-        offset = torch.tensor([round((side - self.crop) / 2) for side in (new_width, new_height)] * 2, dtype=boxes.dtype)
+        offset = torch.tensor(
+            [round((side - self.crop) / 2) for side in (new_width, new_height)] * 2, dtype=boxes.dtype
+        )
         scale = torch.tensor([width / new_width, height / new_height] * 2, dtype=boxes.dtype)
         return (boxes + offset) * scale
 

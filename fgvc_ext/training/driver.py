@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from fgvc_ext.data import BrokenImageError
-from fgvc_ext.data.loading import collate, to_device
+from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import Datasets, load_datasets
 from fgvc_ext.models import Model, WeightsFileError, load
 from fgvc_ext.training import distributed
@@ -207,7 +207,7 @@ def show_plan(config: RunConfig, stages: Sequence[Stage | Artefact]) -> None:
         shapes = f"{stage.name}: {len(train)} images"
         samples, model = next(iter(stage.evaluations({}).values()), None), getattr(task, "model", None)
         if samples is not None and isinstance(model, Model):
-            batch = collate([samples[0, 0]])
+            (batch,) = make_loader(samples, [[(0, 0)]], workers=0)
             image = to_device(batch, torch.device("cpu"), normalise=samples.normalise)["image"][0]
             with torch.no_grad():
                 maps = model.eval().explain(image[None]).maps

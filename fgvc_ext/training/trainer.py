@@ -97,6 +97,7 @@ class Trainer:
         self.at = Position()
         self._found = Findings()
         self._saved: tuple[int, int] | None = None
+        self._evaluation_loaders: dict[Samples, Loader] = {}
         self._build()
 
     def _build(self) -> None:
@@ -123,7 +124,8 @@ class Trainer:
         try:
             self._train(loader)
         finally:
-            loader.close()
+            for one in (loader, *self._evaluation_loaders.values()):
+                one.close()
         self._finish()
 
     def _train(self, loader: Loader) -> None:
@@ -239,14 +241,15 @@ class Trainer:
     def _evaluate(self, name: str, samples: Samples, progress: Progress) -> dict[str, float]:
         indices = distributed.own_rows(len(samples))
         batch_size = max(1, self.engine.eval_batch_size // samples.crops)
-        loader = evaluation_loader(samples, indices, batch_size, workers=self.workers)
-        batches = self._stoppable(loader, -(-distributed.largest_share(len(samples)) // batch_size))
+        if samples not in self._evaluation_loaders:  # whose processes stay for the next evaluation
+            pin, workers = self.device.type == "cuda", self.workers
+            loader = evaluation_loader(samples, indices, batch_size, workers=workers, pin_memory=pin)
+            self._evaluation_loaders[samples] = loader
+        rounds = -(-distributed.largest_share(len(samples)) // batch_size)
+        batches = self._stoppable(self._evaluation_loaders[samples], rounds)
         with progress.evaluation(name, len(indices)) as advance:
-            try:
-                to_device = partial(self._to_device, samples=samples)
-                return measured(self.step.evaluated, evaluate(self.step.evaluated, batches, to_device, advance))
-            finally:
-                loader.close()
+            to_device = partial(self._to_device, samples=samples)
+            return measured(self.step.evaluated, evaluate(self.step.evaluated, batches, to_device, advance))
 
     def _stoppable(self, loader: Loader, rounds: int) -> Iterator[Batch]:
         """The loader's batches, and after each the question whether to stop: as often in every process."""

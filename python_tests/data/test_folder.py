@@ -305,7 +305,10 @@ def test_broken_test_images_are_left_out_where_that_is_asked_for(root, capsys):
     facts = datasets.facts()
     assert (facts["test_images"], facts["test_images_left_out"], facts["val_images_left_out"]) == (4, 2, 1)
     out = capsys.readouterr().out
-    assert "WARNING: folder test: 2 of 6 images cannot be read and are left out: what is measured on test is of" in out
+    assert (
+        "WARNING: folder test: 2 of 6 images cannot be read and are left out: what is measured on test is of the others"
+        in out
+    )
     assert "test/zebra/1.png (index 5): not an image" in out
     assert out.count("WARNING") == 2
     with pytest.raises(BrokenImageError, match="2 of 6 images of folder test"):
@@ -318,7 +321,7 @@ def test_nothing_is_said_of_whole_images_and_none_readable_is_an_error(root, cap
     assert "WARNING" not in capsys.readouterr().out
     for file in (root / "test").rglob("*.png"):
         file.write_bytes(b"no image")
-    with pytest.raises(DatasetError, match="folder test: none of the 6 images can be read: .*not an image"):
+    with pytest.raises(DatasetError, match=r"folder test: none of the 6 images can be read: .*not an image"):
         load_datasets(folder_config(root), 0, broken_images="skip")
 
 

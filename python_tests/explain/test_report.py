@@ -114,6 +114,7 @@ def test_run_report_says_what_the_run_gave(run):
     assert len(embedded((run / "report.html").read_text())) == 2
     assert Image.open(run / "curves.png").width > 1000
 
+
 def test_run_report_says_how_many_test_images_were_left_out(run):
     facts = json.loads((run / "run.json").read_text())
     facts["data"]["test_images_left_out"] = 3

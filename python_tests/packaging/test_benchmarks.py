@@ -193,7 +193,7 @@ def test_strict_is_the_exit_status(modules: dict[str, Any], monkeypatch: pytest.
         assert len(path.read_text().splitlines()) == 1 + 2 * 2
 
 
-# --- the data path -----------------------------------------------------------------------------------------------------
+# --- the data path ----------------------------------------------------------------------------------------------------
 
 
 def test_the_data_path_is_measured_beside_the_plain_one(modules: dict[str, Any], tmp_path: Path) -> None:
@@ -223,7 +223,12 @@ def test_the_data_path_is_written_with_its_ratio(
     assert [row["contender"] for row in rows] == [*rates]
     assert [float(row["ratio_to_plain"]) for row in rows] == [3.0, 1.0]
     assert [float(row["images_per_second"]) for row in rows] == [200.0, 100.0]
-    assert (rows[0]["width"], rows[0]["crop"], rows[0]["rounds"], rows[0]["torch"]) == ("96", "56", "3", torch.__version__)
+    assert (rows[0]["width"], rows[0]["crop"], rows[0]["rounds"], rows[0]["torch"]) == (
+        "96",
+        "56",
+        "3",
+        torch.__version__,
+    )
 
 
 # --- make gpu ---------------------------------------------------------------------------------------------------------
