@@ -75,6 +75,21 @@ def verify_files(dataset: ImageDataset, *, threads: int | None = None, decode_at
     if not isinstance(dataset, ImageFiles):
         return ""
     header_only = len(dataset) > decode_at_most
+    found = broken_files(dataset, threads=threads, header_only=header_only)
+    if found:
+        first, where = found[0], f"{dataset.name} {dataset.split}"
+        text = f"{first} ({len(found)} of {len(dataset)} images of {where} are broken)"
+        raise BrokenImageError(text, path=first.path, index=first.index, cause=first.cause)
+    how = f"the headers of {len(dataset):,} files can be read" if header_only else f"all {len(dataset):,} files decode"
+    return f"{dataset.name} {dataset.split}: {how}"
+
+
+def broken_files(
+    dataset: ImageDataset, *, threads: int | None = None, header_only: bool = False
+) -> list[BrokenImageError]:
+    """What is wrong with each file of the data set that cannot be read, in a few threads; see `verify_image`."""
+    if not isinstance(dataset, ImageFiles):
+        return []
 
     def broken(item: tuple[int, Path]) -> BrokenImageError | None:
         try:
@@ -84,13 +99,7 @@ def verify_files(dataset: ImageDataset, *, threads: int | None = None, decode_at
         return None
 
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        found = [error for error in pool.map(broken, enumerate(dataset.paths)) if error is not None]
-    if found:
-        first, where = found[0], f"{dataset.name} {dataset.split}"
-        text = f"{first} ({len(found)} of {len(dataset)} images of {where} are broken)"
-        raise BrokenImageError(text, path=first.path, index=first.index, cause=first.cause)
-    how = f"the headers of {len(dataset):,} files can be read" if header_only else f"all {len(dataset):,} files decode"
-    return f"{dataset.name} {dataset.split}: {how}"
+        return [error for error in pool.map(broken, enumerate(dataset.paths)) if error is not None]
 
 
 def _cub_problems(dataset: CUB) -> list[Problem]:

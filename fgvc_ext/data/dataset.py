@@ -17,6 +17,8 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .file_contents import content_of
+
 MAX_PIXELS = 500_000_000
 """What `decode_image` decodes by default: 20,000 x 20,000 pixels fit (1.2 GB as RGB), a decompression bomb does not."""
 
@@ -60,7 +62,19 @@ def decode_image(path: str | os.PathLike[str], *, index: int | None = None, max_
     Raises `BrokenImageError` for a missing, empty, truncated, foreign or unsupported file and for more than
     `max_pixels` pixels; its message holds path, `index` (where given) and cause.
     """
-    return _read(path, index, lambda data: _decode(data, max_pixels))
+    return _read(path, index, lambda data: _decode(data, max_pixels)[0]).contiguous()
+
+
+def decode_at_least(
+    path: str | os.PathLike[str], least_side: int | None = None, *, index: int | None = None
+) -> tuple[Tensor, tuple[int, int]]:
+    """`decode_image`, of a large JPEG perhaps at 1/2, 1/4 or 1/8 of its size, in the order in memory of the decoder.
+
+    A JPEG is reduced while its shorter side keeps `least_side` pixels (None: never) and where both of its sides are
+    multiples of the factor: otherwise the copy would be stretched by a part of a pixel, which is more than a grey level
+    at edges. Returns uint8 [3,h,w] and height and width of the whole image.
+    """
+    return _read(path, index, lambda data: _decode(data, MAX_PIXELS, least_side))
 
 
 def verify_image(
@@ -88,12 +102,25 @@ def _read(path: str | os.PathLike[str], index: int | None, use: Callable[[bytes]
         raise BrokenImageError.of(path, index, str(error) or type(error).__name__) from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Tensor:
+def _decode(data: bytes, max_pixels: int, least_side: int | None = None) -> tuple[Tensor, tuple[int, int]]:
     image = _open(data, max_pixels)
+    width = image.width
+    if least_side is not None:
+        factor = _reduction(*image.size, least_side)
+        image.draft(None, (image.width // factor, image.height // factor))  # only a JPEG takes notice
+    factor = width // image.width
     with _whole_images_only:
         image.load()
-    pixels = np.array(_to_rgb(_upright(image)), dtype=np.uint8)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(np.array(_to_rgb(_upright(image)), dtype=np.uint8)).permute(2, 0, 1)
+    return pixels, (pixels.shape[1] * factor, pixels.shape[2] * factor)
+
+
+def _reduction(width: int, height: int, least_side: int) -> int:
+    """The factor by which an image of this size may be reduced in decoding, see `decode_at_least`."""
+    for factor in (8, 4, 2):
+        if width % factor == height % factor == 0 and min(width, height) >= factor * least_side:
+            return factor
+    return 1
 
 
 def _verify(data: bytes, max_pixels: int, header_only: bool) -> None:
@@ -102,7 +129,7 @@ def _verify(data: bytes, max_pixels: int, header_only: bool) -> None:
         if header_only:
             image.verify()
             return
-        image.draft(None, (image.width // 8, image.height // 8))  # only a JPEG takes notice
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))  # only a JPEG takes notice
         image.load()
     _to_rgb(image)
 
@@ -225,18 +252,27 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self.load(index), int(self.labels[index])
 
     def load(self, index: int) -> Tensor:
-        """The image as uint8 RGB [3,H,W]. Raises `BrokenImageError`."""
+        """The image as uint8 RGB [3,H,W], in any order in memory. Raises `BrokenImageError`."""
         raise NotImplementedError
+
+    def load_at_least(self, index: int, least_side: int) -> tuple[Tensor, tuple[int, int]]:
+        """The image, or a reduced copy whose shorter side has at least `least_side` pixels where that is faster.
+
+        Returns uint8 RGB [3,h,w] and the height and width of the whole image. Raises `BrokenImageError`.
+        """
+        image = self.load(index)
+        return image, (image.shape[-2], image.shape[-1])
 
     def content_key(self) -> str:
         """What tells this content from other images under the same ids; part of the fingerprint."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """sha256 over name, split, classes, ids, labels and content key (file sizes, or the generator's pixels)."""
+        """sha256 over name, split, classes, ids, labels, boxes and content key; where the data lie is no part of it."""
         digest = hashlib.sha256()
         labels = ",".join(str(label) for label in self.labels.tolist())
-        for field in (self.name, self.split, *self.classes, "", *self.ids, labels, self.content_key()):
+        boxes = "" if self.boxes is None else str(self.boxes.tolist())
+        for field in (self.name, self.split, *self.classes, "", *self.ids, labels, boxes, self.content_key()):
             digest.update(field.encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()
 
@@ -269,11 +305,16 @@ class ImageFiles(ImageDataset):
         self.paths = list(paths)
 
     def load(self, index: int) -> Tensor:
-        return decode_image(self.paths[index], index=index)
+        return decode_at_least(self.paths[index], index=index)[0]
+
+    def load_at_least(self, index: int, least_side: int) -> tuple[Tensor, tuple[int, int]]:
+        if type(self).load is not ImageFiles.load:  # a subclass cuts, turns or replaces its images
+            return super().load_at_least(index, least_side)
+        return decode_at_least(self.paths[index], least_side, index=index)
 
     def content_key(self) -> str:
-        """The sizes of the files; -1 for one that is missing."""
-        return ",".join(str(path.stat().st_size if path.is_file() else -1) for path in self.paths)
+        """What the files hold, see `content_of`."""
+        return content_of(self.paths)
 
 
 def split_validation(dataset: Self, fraction: float, seed: int = 0) -> tuple[Self, Self]:

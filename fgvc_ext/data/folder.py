@@ -20,7 +20,8 @@ class ImageFolder(ImageFiles):
 
     The classes are the folders under `root/train`, in ASCII order, for every split. Images are found at any depth
     below their class, by the endings in `EXTENSIONS`; hidden files and folders are left out. Ids are paths relative to
-    `root`, with "/". Files of other endings are left out with one warning that counts them.
+    `root`, with "/". Files of other endings are left out with one warning that counts them. Links to folders are
+    followed; one that leads back to a folder in which it lies is left out with a warning.
 
     Raises `DatasetError` for a missing root or split, a class folder without images, a class that stands in another
     split but not in train, and images that lie beside the class folders.
@@ -72,7 +73,7 @@ def _class_names(root: Path, split: str) -> list[str]:
     stray = sorted(entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in EXTENSIONS)
     if stray:
         raise DatasetError(f"{root / split / stray[0]}: image beside the class folders ({len(stray)} such); {layout}")
-    names = sorted(entry.name for entry in entries if entry.is_dir())
+    names = sorted(path.name for path in _without_loops([entry for entry in entries if entry.is_dir()]))
     if not names:
         raise DatasetError(f"{root / split}: no class folders; {layout}")
     return names
@@ -82,13 +83,30 @@ def _files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The images at any depth, and how many files of which other endings lie between them."""
     images, others = [], Counter[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = [Path(place, name) for name in folders if not name.startswith(".")]
+        folders[:] = [path.name for path in _without_loops(below)]
         for file in (Path(place, name) for name in files if not name.startswith(".")):
             if file.suffix.lower() in EXTENSIONS:
                 images.append(file)
             else:
                 others[file.suffix.lower() or "no ending"] += 1
     return sorted(images, key=lambda path: path.relative_to(folder).as_posix()), others
+
+
+def _without_loops(folders: list[Path]) -> list[Path]:
+    """The folders but for links to one in which they lie: these would bring the same images again, or other classes.
+
+    Each one that is left out is warned of.
+    """
+    kept = []
+    for folder in folders:
+        around = [parent.resolve() for parent in folder.parents] if folder.is_symlink() else []
+        target = folder.resolve()
+        if any(target == parent or target in parent.parents for parent in around):
+            warnings.warn(f"{folder}: left out, the link leads back to {target}, in which it lies", stacklevel=4)
+        else:
+            kept.append(folder)
+    return kept
 
 
 def _counted(endings: Counter[str]) -> str:

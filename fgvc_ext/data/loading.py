@@ -1,4 +1,4 @@
-"""From a data set to batches: samples with random numbers of their own, and the processes that load them."""
+"""From a data set to batches on a device: samples with random numbers of their own, the processes that load them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .crops import stacked
 from .dataset import BrokenImageError, ImageDataset
 
 Key = tuple[int, int]
@@ -20,25 +21,37 @@ class Samples(Dataset):
     """Images of a data set, transformed with the random numbers of their keys.
 
     The transform draws from torch's CPU generator, which is seeded for each sample and put back afterwards.
+
+    Args:
+        transform: uint8 [3,H,W] → the sample's image. With an attribute `least_side` it may be given a reduced copy
+            whose shorter side has at least so many pixels, and as second argument the photo's height and width.
+        crops: images that the transform makes of one: a batch holds so many times fewer samples.
+        normalise: what `to_device` does with images that the transform leaves as uint8 (`Preprocessing.normalise`).
     """
 
     def __init__(
         self,
         dataset: ImageDataset,
-        transform: Callable[[torch.Tensor], torch.Tensor],
+        transform: Callable[..., torch.Tensor],
         broken_images: Literal["error", "skip"] = "error",
         crops: int = 1,
+        *,
+        normalise: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.dataset, self.transform, self.broken_images = dataset, transform, broken_images
-        self.crops = crops  # images that the transform makes of one: a batch holds so many times fewer samples
+        self.crops, self.normalise = crops, normalise
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> dict[str, Any] | None:
         index, seed = key
+        least_side = getattr(self.transform, "least_side", None)
         try:
-            image = self.dataset.load(index)
+            if least_side is None:
+                loaded: tuple[Any, ...] = (self.dataset.load(index),)
+            else:
+                loaded = self.dataset.load_at_least(index, least_side)
         except BrokenImageError:
             if self.broken_images == "error":
                 raise
@@ -46,7 +59,7 @@ class Samples(Dataset):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reset the GPU's generator, which fork_rng(devices=[]) does not put back
             torch.default_generator.manual_seed(seed)
-            image = self.transform(image)
+            image = self.transform(*loaded)
         return {"image": image, "label": int(self.dataset.labels[index]), "index": index, "seed": seed}
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any] | None] | Exception:
@@ -66,9 +79,29 @@ def collate(samples: Sequence[dict[str, Any] | None] | Exception) -> Batch | Exc
         return samples
     kept = [sample for sample in samples if sample is not None]
     batch = {name: torch.tensor([s[name] for s in kept], dtype=torch.int64) for name in ("label", "index", "seed")}
-    batch["image"] = torch.stack([s["image"] for s in kept]) if kept else torch.empty(0, 3, 1, 1)
+    batch["image"] = stacked([s["image"] for s in kept]) if kept else torch.empty(0, 3, 1, 1)
     batch["skipped"] = torch.tensor(len(samples) - len(kept))
     return batch
+
+
+def to_device(
+    batch: Batch,
+    device: torch.device,
+    *,
+    normalise: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    channels_last: bool = False,
+) -> Batch:
+    """The batch on the device, without waiting for it, its images as a network takes them.
+
+    uint8 images are normalised there (`Samples.normalise`); float ones, from a transform of one's own, are left as they
+    are. [N,3,H,W] gets the order in memory that is asked for, other shapes are contiguous.
+    """
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    images = moved["image"]
+    if normalise is not None and images.dtype == torch.uint8:
+        images = normalise(images)
+    layout = torch.channels_last if channels_last and images.dim() == 4 else torch.contiguous_format
+    return {**moved, "image": images.contiguous(memory_format=layout)}
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
@@ -80,8 +113,9 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 class Loader(DataLoader):
     """A DataLoader whose errors are those of its samples, and whose processes end when it is closed.
 
-    Close it in a `finally`: its processes ignore the signal by which Python ends the children that are left at exit,
-    and would be waited for without end.
+    It can be iterated again and again; an iteration that was left in the middle does not matter to the next. Close it
+    in a `finally`: its processes ignore the signal by which Python ends the children that are left at exit, and would
+    be waited for without end.
     """
 
     _running: Any = None
@@ -106,7 +140,11 @@ class Loader(DataLoader):
 
 
 def make_loader(samples: Samples, batches: Any, *, workers: int, **options: Any) -> Loader:
-    """Loader of the batches of keys that `batches` yields; `options` go to DataLoader."""
+    """Loader of the batches of keys that `batches` yields, whose processes stay until it is closed.
+
+    `options` go to DataLoader.
+    """
+    options.setdefault("persistent_workers", workers > 0)
     # Its own generator: iter(DataLoader) draws a number, and from the global generator that would shift every
     # dropout mask of a run that was continued in the middle of an epoch.
     return Loader(

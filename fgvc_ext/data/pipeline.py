@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from . import load_dataset
-from .check import verify_files
-from .dataset import ImageDataset, split_validation
+from .check import broken_files, verify_files
+from .dataset import DatasetError, ImageDataset, split_validation
 from .loading import Samples
-from .transforms import Preprocessing, eval_transform, five_crop_transform, train_transform
+from .transforms import Preprocessing
 
 
 @dataclass
@@ -48,6 +48,8 @@ class Datasets:
     train: ImageDataset
     test: ImageDataset
     val: ImageDataset | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Images that cannot be read and are left out of "test" and "val", where there are any."""
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of them, and what a continued run must find again."""
@@ -55,16 +57,22 @@ class Datasets:
         for name, dataset in (("train", self.train), ("test", self.test), ("val", self.val)):
             if dataset is not None:
                 facts |= {f"{name}_images": len(dataset), f"{name}_fingerprint": dataset.fingerprint()}
-        return facts
+        return facts | {f"{name}_images_left_out": count for name, count in self.left_out.items()}
 
 
 def load_datasets(
-    config: DataConfig, seed: int, limit_train: int | None = None, limit_test: int | None = None
+    config: DataConfig,
+    seed: int,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    *,
+    broken_images: Literal["error", "skip"] = "error",
 ) -> Datasets:
     """Read both splits, hold out the validation share, apply the limits (which keep images evenly spread).
 
     Of an image folder, ROOT/val is the validation set; it is what is evaluated on where there is no ROOT/test. The
-    files of what is evaluated on are decoded once: a broken one stops a run here, not in its first evaluation.
+    files of what is evaluated on are decoded once: a broken one stops a run here, not in its first evaluation. With
+    `broken_images` "skip" it is left out instead, of every evaluation alike, and the counts say so.
     """
     options: dict[str, Any] = {}
     if config.name == "synthetic":
@@ -81,10 +89,36 @@ def load_datasets(
         train, val = split_validation(train, config.val_fraction, seed)
     train = train.subset(evenly_spaced(len(train), limit_train))
     datasets = Datasets(train, test.subset(evenly_spaced(len(test), limit_test)), val)
+    if broken_images == "skip":
+        datasets.test = _without_broken(datasets, "test", datasets.test)
+        datasets.val = None if datasets.val is None else _without_broken(datasets, "val", datasets.val)
+        return datasets
     for line in [verify_files(dataset) for dataset in (datasets.test, datasets.val) if dataset is not None]:
         if line:
             print(line, flush=True)
     return datasets
+
+
+def _without_broken(datasets: Datasets, name: str, dataset: ImageDataset) -> ImageDataset:
+    """The data set without the images that cannot be read, which are counted and named."""
+    broken = broken_files(dataset)
+    if not broken:
+        return dataset
+    if len(broken) == len(dataset):
+        raise DatasetError(
+            f"{dataset.name} {dataset.split}: none of the {len(dataset)} images can be read: {broken[0]}"
+        )
+    datasets.left_out[name] = len(broken)
+    counts = f"{len(broken)} of {len(dataset)} images cannot be read and are left out"
+    print(
+        f"WARNING: {dataset.name} {dataset.split}: {counts}: what is measured on {name} is of the others",
+        *broken[:10],
+        *(["..."] if len(broken) > 10 else []),
+        sep="\n  ",
+        flush=True,
+    )
+    left_out = {error.index for error in broken}
+    return dataset.subset([index for index in range(len(dataset)) if index not in left_out])
 
 
 def _split_names(config: DataConfig) -> tuple[str, str | None]:
@@ -122,17 +156,20 @@ def training_samples(
     datasets: Datasets, config: DataConfig, prepare: Preprocessing, broken_images: Literal["error", "skip"] = "error"
 ) -> Samples:
     """The training images, augmented as `config` says."""
-    transform = train_transform(**prepare.options(), flip=config.flip, jitter=config.jitter)
-    return Samples(datasets.train, transform, broken_images)
+    crop = prepare.train_crop(flip=config.flip, jitter=config.jitter)
+    return Samples(datasets.train, crop, broken_images, normalise=prepare.normalise)
 
 
 def evaluation_samples(datasets: Datasets, prepare: Preprocessing) -> dict[str, Samples]:
     """Single-crop samples under "test", and "val" where there is one."""
-    transform = eval_transform(**prepare.options())
-    found = {"test": datasets.test, "val": datasets.val}
-    return {name: Samples(dataset, transform) for name, dataset in found.items() if dataset is not None}
+    found, crop = {"test": datasets.test, "val": datasets.val}, prepare.eval_crop()
+    return {
+        name: Samples(dataset, crop, normalise=prepare.normalise)
+        for name, dataset in found.items()
+        if dataset is not None
+    }
 
 
 def five_crop_samples(datasets: Datasets, prepare: Preprocessing) -> Samples:
     """Test samples of five crops each, [5,3,h,w]: the task takes their mean score."""
-    return Samples(datasets.test, five_crop_transform(**prepare.options()), crops=5)
+    return Samples(datasets.test, prepare.five_crops(), crops=5, normalise=prepare.normalise)

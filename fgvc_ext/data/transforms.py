@@ -1,18 +1,20 @@
-"""Image preparation: uint8 [3,H,W] in, normalised float32 out.
+"""Image preparation: what a network expects of its images, and transforms from uint8 [3,H,W] to normalised float32.
 
-All randomness comes from torch's global generator: one `torch.manual_seed` a sample, inside
-`torch.random.fork_rng(devices=[])`, makes an augmentation depend on that seed alone.
+Training and evaluation load crops in uint8 (`crops.py`), a quarter of the bytes, and normalise them in batches on the
+device; the transforms here do both, for single images. Random numbers: see `crops.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
+
+from .crops import EvalCrop, FiveCrops, TrainCrop, resized
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -25,6 +27,8 @@ class Preprocessing:
     """What an image goes through before a network sees it: kept with the network's weights.
 
     `mean`, `std` and `interpolation` ("bilinear" or "bicubic") are those with which the backbone was pretrained.
+
+    Raises ValueError for other than three means and three deviations above 0.
     """
 
     resize: int = 600
@@ -34,6 +38,12 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise ValueError(
+                f"preprocessing: expected 3 means and 3 deviations above 0, got mean {self.mean} and std {self.std}"
+            )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -47,15 +57,59 @@ class Preprocessing:
 
     def transform(self) -> Transform:
         """uint8 [3,H,W] → float32 [3,crop,crop], as in evaluation."""
-        return eval_transform(**self.options())
+        return _Normalised(self.eval_crop(), self)
+
+    def train_crop(self, *, flip: float = 0.5, jitter: float = 0.0) -> TrainCrop:
+        """uint8 [3,H,W] → uint8 [3,crop,crop], augmented: see `TrainCrop`."""
+        return TrainCrop(self.resize, self.crop, self.interpolation, flip=flip, jitter=jitter)
+
+    def eval_crop(self) -> EvalCrop:
+        """uint8 [3,H,W] → uint8 [3,crop,crop], the centre."""
+        return EvalCrop(self.resize, self.crop, self.interpolation)
+
+    def five_crops(self) -> FiveCrops:
+        """uint8 [3,H,W] → uint8 [5,3,crop,crop], centre and corners."""
+        return FiveCrops(self.resize, self.crop, self.interpolation)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [...,3,H,W] → float32, (image / 255 - mean) / std, on the images' device and in their order in memory.
+
+        The bits are those of torchvision's `v2.ToDtype(torch.float32, scale=True)` and `v2.Normalize`.
+        """
+        mean, std = (_constant(tuple(values), images.device) for values in (self.mean, self.std))
+        if images.stride(-3) != 1:
+            mean, std = mean[:, None, None], std[:, None, None]
+            return images.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
+        # The channels of a pixel lie beside each other: whole rows at a time, since three numbers make no vector.
+        rows = images.movedim(-3, -1).flatten(-2).to(torch.float32)
+        rows.mul_(1 / 255).sub_(mean.repeat(images.shape[-1])).div_(std.repeat(images.shape[-1]))
+        return rows.unflatten(-1, (-1, 3)).movedim(-1, -3)
 
     def in_image(self, boxes: Tensor, height: int, width: int) -> Tensor:
         """Boxes [...,4] xyxy of the crop that `transform` takes of an image, in pixels of that image."""
-        short = min(height, width)
-        resized = [int(self.resize * side / short) for side in (width, height)]
-        offset = torch.tensor([round((side - self.crop) / 2) for side in resized] * 2, dtype=boxes.dtype)
-        scale = torch.tensor([width / resized[0], height / resized[1]] * 2, dtype=boxes.dtype)
+        new_height, new_width = resized(height, width, self.resize)
+        offset = torch.tensor(
+            [round((side - self.crop) / 2) for side in (new_width, new_height)] * 2, dtype=boxes.dtype
+        )
+        scale = torch.tensor([width / new_width, height / new_height] * 2, dtype=boxes.dtype)
         return (boxes + offset) * scale
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 [3] on the device, made once: a copy in every step would make the host wait for a GPU."""
+    with torch.inference_mode(False):  # it serves training and evaluation
+        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+
+
+class _Normalised:
+    """A crop and its normalisation: uint8 [3,H,W] → float32."""
+
+    def __init__(self, crop: Transform, prepare: Preprocessing) -> None:
+        self.crop, self.prepare = crop, prepare
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.prepare.normalise(self.crop(image)).contiguous()
 
 
 def train_transform(
@@ -73,16 +127,8 @@ def train_transform(
     `jitter` is the largest relative change of brightness, contrast and saturation; 0 turns it off.
     Returns float32 [3,crop,crop]. Raises ValueError for `crop` larger than `resize`: an image would have to be padded.
     """
-    _check(resize, crop)
-    steps: list[torch.nn.Module] = [
-        _resize(resize, interpolation),
-        v2.RandomCrop(crop),
-    ]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip(flip))
-    if jitter:
-        steps.append(v2.ColorJitter(jitter, jitter, jitter))
-    return v2.Compose([*steps, *_normalise(mean, std)])
+    prepare = Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation)
+    return _Normalised(prepare.train_crop(flip=flip, jitter=jitter), prepare)
 
 
 def eval_transform(
@@ -93,8 +139,7 @@ def eval_transform(
     interpolation: str = "bilinear",
 ) -> Transform:
     """Shorter side to `resize`, centre crop: float32 [3,crop,crop]. Raises ValueError for `crop` above `resize`."""
-    _check(resize, crop)
-    return v2.Compose([_resize(resize, interpolation), v2.CenterCrop(crop), *_normalise(mean, std)])
+    return Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation).transform()
 
 
 def five_crop_transform(
@@ -107,32 +152,5 @@ def five_crop_transform(
     """Centre and the four corners: float32 [5,3,crop,crop], in the order centre, top left, top right, bottom left,
     bottom right. Raises ValueError for `crop` larger than `resize`.
     """
-    _check(resize, crop)
-    return v2.Compose([_resize(resize, interpolation), _FiveCrops(crop), *_normalise(mean, std)])
-
-
-class _FiveCrops(torch.nn.Module):
-    """[3,H,W] to [5,3,crop,crop]."""
-
-    def __init__(self, crop: int) -> None:
-        super().__init__()
-        self.crop = crop
-
-    def forward(self, image: Tensor) -> Tensor:
-        *corners, centre = v2.functional.five_crop(image, [self.crop, self.crop])
-        return torch.stack([centre, *corners])
-
-
-def _resize(size: int, interpolation: str) -> v2.Resize:
-    if interpolation not in ("bilinear", "bicubic"):
-        raise ValueError(f"transform: interpolation: expected bilinear or bicubic, got {interpolation!r}")
-    return v2.Resize(size, v2.InterpolationMode(interpolation), antialias=True)
-
-
-def _normalise(mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-
-
-def _check(resize: int, crop: int) -> None:
-    if not 0 < crop <= resize:
-        raise ValueError(f"transform: expected 0 < crop <= resize, got crop {crop} and resize {resize}")
+    prepare = Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation)
+    return _Normalised(prepare.five_crops(), prepare)

@@ -126,7 +126,9 @@ def _headline(report: Report, facts: Mapping[str, Any]) -> None:
         report.headline(f"{100 / int(classes.replace(',', '')):.3g} %", f"chance level ({classes} classes)")
     train, test = _number(data.get("train_images")), _number(data.get("test_images"))
     if train and test:
-        report.headline(f"{train} / {test}", "training / test images")
+        left_out = _number(data.get("test_images_left_out"))
+        rest = f" ({left_out} more that cannot be read are left out)" if left_out else ""
+        report.headline(f"{train} / {test}", f"training / test images{rest}")
 
 
 def _result(section: Section, facts: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ class EngineConfig:
     sync_batch_norm: bool = False
     """With several GPUs: BatchNorm of the global batch; off: each process' BatchNorm sees its share."""
     workers: int = at_least(-1, -1)
-    """Processes that load images; -1: none on a CPU (it is busy training), up to 8 with a GPU."""
+    """Processes that load images, of each training process; -1: as many as it has cores, at most 8."""
     checkpoint_every: int = at_least(0, 0)
     """Steps between two checkpoints, beside the one at the end of every epoch; 0: only that one."""
     eval_every: int = at_least(1, 1)
@@ -96,7 +96,7 @@ class EngineConfig:
     max_skipped_steps: int = at_least(0, 0)
     """Steps in a row with a non-finite loss or gradient that are left out before the run stops."""
     broken_images: Literal["error", "skip"] = "error"
-    """What a training image that cannot be read does: stop the run, or be left out and counted."""
+    """What an image that cannot be read does: stop the run, or be left out and counted, in evaluation too."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ import torch
 import tyro
 
 from fgvc_ext.data import BrokenImageError
+from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import Datasets, load_datasets
 from fgvc_ext.models import Model, WeightsFileError, load
 from fgvc_ext.training import distributed
@@ -102,7 +103,8 @@ class Driver(Generic[Config]):
         return config
 
     def _run(self, config: Config, arguments: Sequence[str]) -> int:
-        datasets = load_datasets(config.data, config.seed, config.limit_train, config.limit_test)
+        limits, broken_images = (config.limit_train, config.limit_test), config.engine.broken_images
+        datasets = load_datasets(config.data, config.seed, *limits, broken_images=broken_images)
         facts = {"title": self.title, "data": datasets.facts(), "seed": config.seed}
         if not any(word.partition("=")[0] == "--out" for word in arguments):
             config_hash = RunFolder(config.out, config, facts=facts).config_hash
@@ -205,7 +207,8 @@ def show_plan(config: RunConfig, stages: Sequence[Stage | Artefact]) -> None:
         shapes = f"{stage.name}: {len(train)} images"
         samples, model = next(iter(stage.evaluations({}).values()), None), getattr(task, "model", None)
         if samples is not None and isinstance(model, Model):
-            image = samples[0, 0]["image"]  # type: ignore[index]
+            (batch,) = make_loader(samples, [[(0, 0)]], workers=0)
+            image = to_device(batch, torch.device("cpu"), normalise=samples.normalise)["image"][0]
             with torch.no_grad():
                 maps = model.eval().explain(image[None]).maps
             shapes += f" {list(image.shape)} -> " + ", ".join(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgvc_ext.data.loading import Batch, Samples
+from fgvc_ext.data.loading import Batch, Samples, to_device
 from fgvc_ext.training import distributed
 from fgvc_ext.training.config import EngineConfig
 from fgvc_ext.training.device import choose_device, worker_count
@@ -91,12 +91,12 @@ def map_samples(
         samples,
         distributed.own_rows(len(samples)),
         batch_size or engine.eval_batch_size,
-        workers=worker_count(engine, device),
+        workers=worker_count(engine),
     )
     try:
         with torch.no_grad():  # and not inference_mode: a training may use the rows
             for batch in loader:
-                rows.append(function(batch["image"].to(device)).cpu())
+                rows.append(function(to_device(batch, device, normalise=samples.normalise)["image"]).cpu())
     finally:
         loader.close()
     return distributed.gather_rows(torch.cat(rows) if rows else None, len(samples))

@@ -6,12 +6,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fgvc_ext.data.loading import Batch, Loader, Samples
+from fgvc_ext.data.loading import Batch, Loader, Samples, to_device
 from fgvc_ext.models.weights_file import save_weights
 from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import load_checkpoint
@@ -88,7 +89,7 @@ class Trainer:
         configure_backends(engine)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.workers = worker_count(engine, self.device)
+        self.workers = worker_count(engine)
         self.look_every = engine.look_every or (1 if self.device.type == "cpu" else 20)
         labels = training.train.dataset.labels if training.optim.balanced else None
         self.batches = EpochBatches(len(training.train), training.optim.batch_size, training.seed, labels=labels)
@@ -96,6 +97,7 @@ class Trainer:
         self.at = Position()
         self._found = Findings()
         self._saved: tuple[int, int] | None = None
+        self._evaluation_loaders: dict[Samples, Loader] = {}
         self._build()
 
     def _build(self) -> None:
@@ -122,7 +124,8 @@ class Trainer:
         try:
             self._train(loader)
         finally:
-            loader.close()
+            for one in (loader, *self._evaluation_loaders.values()):
+                one.close()
         self._finish()
 
     def _train(self, loader: Loader) -> None:
@@ -164,7 +167,7 @@ class Trainer:
         self.at.count("broken", self.batches.size_of(self.at.batch) - sum(sizes))
         if sum(sizes) < min(2, self.training.optim.batch_size):
             return  # broken images were left out, and a single one has no statistics
-        add_sums(self.at.sums, self.step(self._to_device(batch), self.at.step, sizes))
+        add_sums(self.at.sums, self.step(self._to_device(batch, self.training.train), self.at.step, sizes))
 
     def _sizes(self, own: int) -> list[int]:
         """How many samples of the present batch each process has."""
@@ -238,13 +241,15 @@ class Trainer:
     def _evaluate(self, name: str, samples: Samples, progress: Progress) -> dict[str, float]:
         indices = distributed.own_rows(len(samples))
         batch_size = max(1, self.engine.eval_batch_size // samples.crops)
-        loader = evaluation_loader(samples, indices, batch_size, workers=self.workers)
-        batches = self._stoppable(loader, -(-distributed.largest_share(len(samples)) // batch_size))
+        if samples not in self._evaluation_loaders:  # whose processes stay for the next evaluation
+            pin, workers = self.device.type == "cuda", self.workers
+            loader = evaluation_loader(samples, indices, batch_size, workers=workers, pin_memory=pin)
+            self._evaluation_loaders[samples] = loader
+        rounds = -(-distributed.largest_share(len(samples)) // batch_size)
+        batches = self._stoppable(self._evaluation_loaders[samples], rounds)
         with progress.evaluation(name, len(indices)) as advance:
-            try:
-                return measured(self.step.evaluated, evaluate(self.step.evaluated, batches, self._to_device, advance))
-            finally:
-                loader.close()
+            to_device = partial(self._to_device, samples=samples)
+            return measured(self.step.evaluated, evaluate(self.step.evaluated, batches, to_device, advance))
 
     def _stoppable(self, loader: Loader, rounds: int) -> Iterator[Batch]:
         """The loader's batches, and after each the question whether to stop: as often in every process."""
@@ -376,11 +381,9 @@ class Trainer:
                 return
             yield batch
 
-    def _to_device(self, batch: Batch) -> Batch:
-        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        if self.engine.channels_last and moved["image"].dim() == 4:
-            moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
-        return moved
+    def _to_device(self, batch: Batch, samples: Samples) -> Batch:
+        layout = self.engine.channels_last
+        return to_device(batch, self.device, normalise=samples.normalise, channels_last=layout)
 
 
 def _columns(split: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -187,3 +187,10 @@ def test_verifying_finds_what_decoding_finds(tmp_path, name, keep):
     else:
         with pytest.raises(BrokenImageError, match="index 7"):
             verify_image(tmp_path / name, index=7)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (3, 40), (40, 5), (8, 8)])
+def test_jpegs_of_a_few_pixels_can_be_verified(tmp_path, size):
+    Image.new("RGB", size, RED).save(tmp_path / "a.jpg")
+    verify_image(tmp_path / "a.jpg")
+    assert decode_image(tmp_path / "a.jpg").shape == (3, size[1], size[0])

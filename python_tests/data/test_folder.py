@@ -18,6 +18,7 @@ from fgvc_ext.data import (
     split_validation,
     verify_files,
 )
+from fgvc_ext.data.file_contents import content_of
 from fgvc_ext.data.pipeline import DataConfig, load_datasets
 from fgvc_ext.training.classification import Classification
 
@@ -174,6 +175,61 @@ def test_fingerprint_sees_every_change(root):
     assert len({first, resized, ImageFolder(root, "train").fingerprint()}) == 3
 
 
+def test_fingerprint_sees_another_content_of_the_same_size(root):
+    before = ImageFolder(root, "train").fingerprint()
+    file = root / "train" / "zebra" / "0.png"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert ImageFolder(root, "train").fingerprint() != before
+
+
+@pytest.mark.parametrize("attribute", ["labels", "boxes"])
+def test_fingerprint_sees_a_changed_label_and_a_changed_box(root, attribute):
+    data = ImageFolder(root, "train")
+    data.boxes = torch.tensor([[0.0, 0, 5, 5]]).repeat(12, 1)
+    before = data.fingerprint()
+    values = getattr(data, attribute)
+    values[3] = values[8] + 0.5 if attribute == "boxes" else values[8]
+    assert data.fingerprint() != before
+
+
+def test_fingerprint_is_the_same_in_another_place(root, tmp_path_factory, monkeypatch):
+    before = ImageFolder(root, "train").fingerprint()
+    copy = tmp_path_factory.mktemp("elsewhere") / "images"
+    shutil.copytree(root, copy, copy_function=shutil.copyfile)  # with times of its own
+    assert ImageFolder(copy, "train").fingerprint() == before
+    monkeypatch.chdir(copy.parent)
+    assert ImageFolder("images", "train").fingerprint() == before
+    assert ImageFolder(copy, "train").subset([0, 1]).fingerprint() != before
+
+
+def test_contents_of_large_sets_are_sampled(tmp_path):
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(bytes(30_000))
+    whole, sampled = content_of(files), content_of(files, read_whole=89_999)
+    assert content_of(files, read_whole=90_000) == whole
+    assert whole.split()[0] == "whole"
+    assert sampled.split()[0] == "sampled"
+
+    def changed(place, length=30_000):
+        content = bytearray(length)
+        content[place] = 1
+        files[1].write_bytes(content)
+        return content_of(files) != whole, content_of(files, read_whole=1) != sampled
+
+    for place in (0, 4095, 15_000, 19_095, 25_904, 29_999):
+        assert changed(place) == (True, True)
+    assert changed(10_000) == (True, False), "between the samples"
+    assert changed(10_000, 30_001) == (True, True), "but the length counts"
+    for limit in (1, 10**9):
+        files[1].write_bytes(b"")
+        empty = content_of(files, read_whole=limit)
+        files[1].unlink()
+        assert content_of(files, read_whole=limit) != empty
+
+
 def test_labels_are_checked():
     with pytest.raises(DatasetError, match=r"label 2 of sample b: expected 0\.\.1"):
         ImageDataset("x", "train", ["p", "q"], torch.tensor([0, 2]), ["a", "b"])
@@ -234,6 +290,67 @@ def test_a_broken_test_image_stops_a_run_at_its_start(root):
     with pytest.raises(BrokenImageError, match="0 bytes"):
         verify_files(ImageFolder(root, "test"), decode_at_most=3)
     assert "headers of 12 files" in verify_files(ImageFolder(root, "train"), decode_at_most=3)
+
+
+def test_broken_test_images_are_left_out_where_that_is_asked_for(root, capsys):
+    shutil.copytree(root / "test", root / "val")
+    for split, name in (("test", "zebra/1"), ("test", "Painting/0"), ("val", "zebra/0"), ("train", "zebra/2")):
+        (root / split / f"{name}.png").write_bytes(b"no image")
+    datasets = load_datasets(folder_config(root), 0, broken_images="skip")
+    assert len(datasets.train) == 12, "training images are left out when they are met"
+    assert datasets.test.ids == [
+        f"test/{name}.png" for name in ("Painting/1", "aluminum/0", "aluminum/1", "zebra/0")]  # fmt: skip
+    assert datasets.test.labels.tolist() == [0, 1, 1, 2]
+    assert len(datasets.val) == 5
+    facts = datasets.facts()
+    assert (facts["test_images"], facts["test_images_left_out"], facts["val_images_left_out"]) == (4, 2, 1)
+    out = capsys.readouterr().out
+    assert (
+        "WARNING: folder test: 2 of 6 images cannot be read and are left out: what is measured on test is of the others"
+        in out
+    )
+    assert "test/zebra/1.png (index 5): not an image" in out
+    assert out.count("WARNING") == 2
+    with pytest.raises(BrokenImageError, match="2 of 6 images of folder test"):
+        load_datasets(folder_config(root), 0)
+
+
+def test_nothing_is_said_of_whole_images_and_none_readable_is_an_error(root, capsys):
+    datasets = load_datasets(folder_config(root), 0, broken_images="skip")
+    assert not [name for name in datasets.facts() if "left_out" in name]
+    assert "WARNING" not in capsys.readouterr().out
+    for file in (root / "test").rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"folder test: none of the 6 images can be read: .*not an image"):
+        load_datasets(folder_config(root), 0, broken_images="skip")
+
+
+@pytest.mark.parametrize("target", ["train/zebra", "train", ".", "..", "/"])
+def test_links_that_lead_back_are_left_out(root, target):
+    expected = ImageFolder(root, "train")
+    link = root / "train" / "zebra" / "more" / "loop"
+    link.parent.mkdir()
+    link.symlink_to(root / target if target != "/" else "/", target_is_directory=True)
+    with pytest.warns(UserWarning, match=r"zebra/more/loop: left out, the link leads back to /"):
+        data = ImageFolder(root, "train")
+    assert data.ids == expected.ids
+    link.unlink()
+    (root / "train" / "all").symlink_to(root / target, target_is_directory=True)
+    if target != "train/zebra":
+        with pytest.warns(UserWarning, match="train/all: left out"):
+            assert ImageFolder(root, "train").classes == expected.classes
+
+
+def test_other_links_are_followed(root, tmp_path_factory):
+    """Also from a relative place, to a folder that links back into the data set."""
+    pool = tmp_path_factory.mktemp("pool")
+    shutil.move(root / "train" / "zebra" / "0.png", pool / "0.png")
+    (root / "train" / "zebra" / "pool").symlink_to(pool, target_is_directory=True)
+    assert ImageFolder(root, "train").ids[-1] == "train/zebra/pool/0.png"
+    (pool / "back").symlink_to(root / "train" / "zebra", target_is_directory=True)
+    with pytest.warns(UserWarning, match="pool/back: left out"):
+        data = ImageFolder(root, "train")
+    assert data.labels.bincount().tolist() == [4, 4, 4]
 
 
 def test_crops_pass_through_the_network_one_batch_at_a_time():

@@ -108,10 +108,18 @@ def test_run_report_says_what_the_run_gave(run):
         assert expected in page.text, expected
     assert "no result" in page.text  # what "best on test" is worth
     assert "best on validation" not in page.text  # there was none
+    assert "left out" not in tiles[3][1]
     order = [page.text.index(title) for title in ("Training curves", "Measures", "Where it looks", "Most confused")]
     assert order == sorted(order)
     assert len(embedded((run / "report.html").read_text())) == 2
     assert Image.open(run / "curves.png").width > 1000
+
+
+def test_run_report_says_how_many_test_images_were_left_out(run):
+    facts = json.loads((run / "run.json").read_text())
+    facts["data"]["test_images_left_out"] = 3
+    (run / "run.json").write_text(json.dumps(facts))
+    assert "training / test images (3 more that cannot be read are left out)" in write_run_report(run).read_text()
 
 
 def test_report_is_self_contained_and_escaped(run):

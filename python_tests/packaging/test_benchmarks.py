@@ -30,12 +30,13 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.syspath_prepend(str(FOLDER))
     before = set(sys.modules)
     import cases
+    import data
     import gpu
     import results
     import run
     import timing
 
-    yield {"cases": cases, "timing": timing, "results": results, "gpu": gpu, "run": run}
+    yield {"cases": cases, "timing": timing, "results": results, "gpu": gpu, "run": run, "data": data}
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
             del sys.modules[name]
@@ -190,6 +191,44 @@ def test_strict_is_the_exit_status(modules: dict[str, Any], monkeypatch: pytest.
         path = tmp_path / "operators.csv"
         assert run.main([*words, "--out", str(path)]) == status
         assert len(path.read_text().splitlines()) == 1 + 2 * 2
+
+
+# --- the data path ----------------------------------------------------------------------------------------------------
+
+
+def test_the_data_path_is_measured_beside_the_plain_one(modules: dict[str, Any], tmp_path: Path) -> None:
+    data = modules["data"]
+    dataset = data.write_jpegs(tmp_path / "images", 2, 96, 64)
+    assert [tuple(dataset.load(row).shape) for row in range(2)] == [(3, 64, 96)] * 2
+    every = data.contenders(dataset, 80, 56)
+    shapes = {name: (contender([0, 1]).dtype, contender([1]).shape) for name, contender in every.items()}
+    assert shapes[data.OURS] == shapes[data.EVALUATED] == (torch.uint8, (1, 3, 56, 56))
+    assert shapes[data.NORMALISED] == shapes[data.PLAIN] == (torch.float32, (1, 3, 56, 56))
+
+
+def test_the_data_path_is_written_with_its_ratio(
+    modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = modules["data"]
+    monkeypatch.setattr(data, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(data.torch, "set_num_threads", lambda count: None)
+    rates = {data.OURS: [300.0, 200.0, 200.0], data.PLAIN: [100.0, 100.0, 50.0]}
+    monkeypatch.setattr(data, "contenders", lambda *rest: {name: lambda rows: time.sleep(0.001) for name in rates})
+    path = tmp_path / "new" / "data.csv"
+    words = ["--images", "2", "--size", "96", "64", "--resize", "80", "--crop", "56", "--rounds", "3"]
+    assert data.main([*words, "--out", str(path)]) == 0
+    assert f"written: {path}" in capsys.readouterr().out
+    data.write_csv(path, data.arguments(words), rates)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["contender"] for row in rows] == [*rates]
+    assert [float(row["ratio_to_plain"]) for row in rows] == [3.0, 1.0]
+    assert [float(row["images_per_second"]) for row in rows] == [200.0, 100.0]
+    assert (rows[0]["width"], rows[0]["crop"], rows[0]["rounds"], rows[0]["torch"]) == (
+        "96",
+        "56",
+        "3",
+        torch.__version__,
+    )
 
 
 # --- make gpu ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from fgvc_ext.training.distributed import current_process
 HERE = Path(__file__).parent
 CONFIG = ToyConfig(
     optim=OptimConfig(epochs=3, batch_size=8, lr=0.05, schedule="cosine", ema_decay=0.9),
-    engine=EngineConfig(device="cpu", checkpoint_every=2),
+    engine=EngineConfig(device="cpu", workers=0, checkpoint_every=2),
 )
 
 

@@ -81,7 +81,9 @@ CASES = {
 def train(folder: Path, case: Case) -> None:
     optim = OptimConfig(epochs=case.epochs, batch_size=case.batch_size, lr=0.05, schedule="constant",
                         accumulate=case.accumulate, clip_grad_norm=case.clip)  # fmt: skip
-    config = ToyConfig(optim=optim, engine=EngineConfig(device="cpu", broken_images="skip", eval_batch_size=33))
+    config = ToyConfig(
+        optim=optim, engine=EngineConfig(device="cpu", workers=0, broken_images="skip", eval_batch_size=33)
+    )
     images, test = ToyImages(case.images, broken=(4,)), ToyImages(397, "test")
 
     def build(earlier) -> Task:

@@ -209,17 +209,34 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_broken_image_ends_a_run_with_workers(split, tmp_path):
-    """In a real process: the loading processes neither keep it from ending nor print tracebacks of their own."""
+def _folder_with_a_broken_image(root: Path, split: str) -> Path:
     for part in ("train", "test"):
         for name in "ab":
-            folder = tmp_path / "data" / part / name
+            folder = root / part / name
             folder.mkdir(parents=True)
             for number in range(6):
                 Image.new("RGB", (48, 48), (40 * number, 0, 200 if name == "a" else 0)).save(folder / f"{number}.jpg")
-    broken = tmp_path / "data" / split / "b/3.jpg"
+    broken = root / split / "b/3.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
+    return broken
+
+
+def test_a_broken_test_image_is_left_out_counted_and_named_where_that_is_asked_for(driver, tmp_path, capsys):
+    broken = _folder_with_a_broken_image(tmp_path / "data", "test")
+    words = ["folder", "--data.root", str(tmp_path / "data"), *SMALL[8:], "--model.backbone", "resnet10_narrow"]
+    words += ["--out", str(tmp_path / "run"), "--engine.broken-images", "skip"]
+    assert driver.DRIVER.main(words) == 0
+    out = capsys.readouterr().out
+    assert "WARNING: folder test: 1 of 12 images cannot be read and are left out" in out
+    assert str(broken) in out
+    data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (data["test_images"], data["test_images_left_out"]) == (11, 1)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_broken_image_ends_a_run_with_workers(split, tmp_path):
+    """In a real process: the loading processes neither keep it from ending nor print tracebacks of their own."""
+    broken = _folder_with_a_broken_image(tmp_path / "data", split)
     command = [sys.executable, str(DRIVER), "folder", "--data.root", str(tmp_path / "data"), *SMALL[8:]]
     command += ["--model.backbone", "resnet10_narrow", "--engine.workers", "2", "--out", str(tmp_path / "run")]
     ended = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=120)

@@ -25,12 +25,14 @@ from fgvc_ext.training import (
     NonFiniteLoss,
     RunFolder,
     RunLocked,
+    distributed,
     run_stages,
+    trainer,
 )
 from fgvc_ext.training.checkpoints import Checkpoints
 from fgvc_ext.training.classification import mean_class_accuracy
 from fgvc_ext.training.config import OptimConfig, load_config, save_config
-from fgvc_ext.training.device import choose_precision, configure_backends, hint_of_bf16
+from fgvc_ext.training.device import choose_precision, configure_backends, hint_of_bf16, worker_count
 from fgvc_ext.training.distributed import Process, current_process
 from fgvc_ext.training.evaluation import evaluate
 from fgvc_ext.training.metrics import COLUMNS, EventFiles, MetricFiles
@@ -422,6 +424,30 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "other/run.json").read_text())["precision"] == "bf16"
     with pytest.raises(ConfigMismatch, match=r'engine\.precision: "fp32" in the run, "bf16" now'):
         train(tmp_path, _config(epochs=1, precision="bf16"))
+
+
+def test_processes_that_load_stay_for_the_next_evaluation_and_end_with_the_training(tmp_path, monkeypatch):
+    made = []
+
+    def loader(samples, *rest, **options):
+        made.append(samples)
+        return evaluation_loader(samples, *rest, **options)
+
+    monkeypatch.setattr(trainer, "evaluation_loader", loader)
+    train(tmp_path / "2", _config(workers=2))
+    assert len(made) == 1, "three evaluations"
+    assert not multiprocessing.active_children()
+    train(tmp_path / "0", _config(workers=0))
+    assert traces(tmp_path / "2") == traces(tmp_path / "0")
+
+
+def test_as_many_processes_load_as_a_training_process_has_cores(monkeypatch):
+    for cores, local_size, expected in ((2, 1, 2), (1, 1, 1), (64, 1, 8), (64, 16, 4), (8, 3, 2), (2, 4, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))  # noqa: B023
+        monkeypatch.setattr(distributed, "current_process", lambda: Process(local_size=local_size))  # noqa: B023
+        assert worker_count(EngineConfig()) == expected
+        assert worker_count(EngineConfig(workers=0)) == 0
+        assert worker_count(EngineConfig(workers=13)) == 13
 
 
 def test_auto_is_decided_from_the_hardware(monkeypatch):

@@ -96,7 +96,7 @@ class ToyConfig:
             epochs=3, batch_size=8, lr=0.05, schedule="cosine", warmup_epochs=0.5, new_layers_lr=0.1, ema_decay=0.9
         )
     )
-    engine: EngineConfig = field(default_factory=lambda: EngineConfig(device="cpu", checkpoint_every=2))
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(device="cpu", workers=0, checkpoint_every=2))
     images: int = 33
     classes: int = 3
     nan_at: int = -1
