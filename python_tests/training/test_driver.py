@@ -34,7 +34,7 @@ def _left(folder: Path, config: RunConfig, status: str) -> None:
 
 def _chosen(out: Path, **changes) -> str:
     config = RunConfig(out=out, **changes)
-    return choose_folder(config, RunFolder(out, config, facts={}).config_hash).name
+    return choose_folder(config, lambda folder: RunFolder(folder, config, facts={}).config_hash).name
 
 
 def test_a_default_folder_goes_on_or_gets_the_next_number(tmp_path):
