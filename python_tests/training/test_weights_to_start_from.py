@@ -1,4 +1,4 @@
-"""`--model.weights` from the command line to run.json: what begins with weights, and what goes on without their file."""
+"""`--model.weights` from the command line to run.json: what begins with weights, what goes on without their file."""
 
 from __future__ import annotations
 
