@@ -87,7 +87,7 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
         reshaped=[text for name, text in shapes.items() if name not in resized],
     )
     loaded = [name for name in own if name in state and name not in shapes]
-    module.load_state_dict({name: state[name].to(own[name].dtype) for name in loaded}, strict=False)
+    module.load_state_dict({name: state[name] for name in loaded}, strict=False)
     return LoadReport(str(file), loaded, missing, [shapes[name] for name in resized], unexpected)
 
 

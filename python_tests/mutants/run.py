@@ -30,7 +30,8 @@ RESULTS = Path(__file__).with_name("results.csv")
 WORK = ROOT / "build" / "mutants"
 WANTED = 0.95
 CAUGHT = ("caught", "timed out")  # a hang does not pass unnoticed
-BUILT = ("csrc/", "fgvc_ext/ops/", "fgvc_ext/reference/", "fgvc_ext/_library.py")  # mutants there need a build of their own
+# What mutants need a build of their own for.
+BUILT = ("csrc/", "fgvc_ext/ops/", "fgvc_ext/reference/", "fgvc_ext/_library.py")
 BEFORE = "before the change"  # the result of mutants whose tests already fail, or whose file does not build, without it
 
 
