@@ -80,9 +80,10 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
             f"weights {file}: no name agrees with the model: the file has {_listed(list(names))}, "
             f"the model {_listed(list(own))}"
         )
+    fresh = _layers_of(module, new_layers)
     _refuse(
         file,
-        missing=[name for name in missing if name.rpartition(".")[0] not in _layers_of(module, new_layers)],
+        missing=[name for name in missing if name.rpartition(".")[0] not in fresh],
         unexpected=[name for name in unexpected if not name.startswith(HEADS)],
         reshaped=[text for name, text in shapes.items() if name not in resized],
     )

@@ -38,7 +38,7 @@ MUTANTS = [
         "fgvc_ext/models/pretrained.py",
         Mutant(
             "models-missing-layers-pass",
-            'missing=[name for name in missing if name.rpartition(".")[0] not in _layers_of(module, new_layers)],',
+            'missing=[name for name in missing if name.rpartition(".")[0] not in fresh],',
             "missing=[],",
         ),
         Mutant(
