@@ -115,6 +115,7 @@ class Driver(Generic[Config]):
             show_plan(config, self.stages(config, datasets))
             return 0
         facts["weights"] = distributed.on_main(config.model.facts, config.out)
+        distributed.on_each(config.model.facts, config.out)  # another machine may have to download them for itself
         stages = self.stages(config, datasets)
         with RunFolder(config.out, config, resume=config.resume, facts=facts) as run:
             results = run_stages(stages, run, config.engine, force=config.force_stage)
