@@ -1,7 +1,7 @@
 """Train the diversification block and the gradient-boosting cross-entropy (AAAI 2020) on fine-grained images.
 
 python train/subtle_differences.py demo
-python train/subtle_differences.py cub --data.root CUB_200_2011 --model.pretrained True
+python train/subtle_differences.py cub --data.root CUB_200_2011
 python train/subtle_differences.py folder --data.root my_images      # my_images/{train,test}/<class>/*.jpg
 python train/subtle_differences.py --config runs/demo/config.json --out runs/again
 
@@ -74,11 +74,11 @@ PRESETS = {
     ),
     "folder": (
         "Your own images: ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg.",
-        Config(data=DataConfig(name="folder"), out=Path("runs/folder")),
+        Config(data=DataConfig(name="folder"), model=ModelConfig(weights="imagenet"), out=Path("runs/folder")),
     ),
     "cub": (
-        "CUB-200-2011 with the paper's recipe: ResNet-50, 448 px, 150 epochs.",
-        Config(data=DataConfig(name="cub"), out=Path("runs/cub")),
+        "CUB-200-2011 with the paper's recipe: ResNet-50 from ImageNet weights, 448 px, 150 epochs.",
+        Config(data=DataConfig(name="cub"), model=ModelConfig(weights="imagenet"), out=Path("runs/cub")),
     ),
 }
 
@@ -88,7 +88,6 @@ def build_task(config: Config, method: MethodConfig, classes: list[str], earlier
     block = {name: getattr(method, name) for name in ("diversification", "p_peak", "p_patch", "patch_size", "alpha")}
     model = SubtleDifferences(config.model.build(), len(classes), **block)
     model.classes, model.preprocessing = classes, config.model.preprocessing(config.data)
-    config.model.start(model)
     plain = nn.CrossEntropyLoss(label_smoothing=config.optim.label_smoothing)
     if not method.gce:
         return Classification(model, plain)
@@ -104,19 +103,24 @@ def stages(config: Config, datasets: Datasets) -> list[Stage]:
     if config.method.compare_plain:
         methods = {"plain": MethodConfig(diversification=False, gce=False), **methods}
     prepare = config.model.preprocessing(config.data)
+
+    def start(task: Classification) -> str:
+        return config.model.start(task.model, config.out, config.optim.new_layers)
+
     train = training_samples(datasets, config.data, prepare, config.engine.broken_images)
     final = {"five_crop": five_crop_samples(datasets, prepare)} if config.five_crop else {}
     return [
         Stage(
             name=name,
             build=partial(build_task, config, method, datasets.train.classes),
+            start=start,
             optim=config.optim,
             train=lambda earlier: train,
             evaluations=lambda earlier: evaluation_samples(datasets, prepare),
             final=lambda earlier: final,
             seed=config.seed,
             config={"data": config.data, "model": config.model, "method": method, "five_crop": config.five_crop},
-            inputs=config.model.inputs(),
+            inputs=config.model.inputs(config.out),
         )
         for name, method in methods.items()
     ]

@@ -24,7 +24,7 @@ MEAN, DEVIATION = [[[0.485]], [[0.456]], [[0.406]]], [[[0.229]], [[0.224]], [[0.
 
 def features_of(image: Tensor, weights: str | None) -> Tensor:
     """[256,14,14], after layer3, of the image at 224 pixels; mirrored beyond its edges, which then leave no trace."""
-    backbone = build_backbone("resnet18", weights=weights, pretrained=weights is None)
+    backbone = build_backbone("resnet18", weights=weights or "imagenet", new_layers=["layer4"])
     network = nn.Sequential(*[layer for name, layer in backbone.named_children() if name != "layer4"]).eval()
     normal = (image[None] / 255 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
     with torch.no_grad():

@@ -10,6 +10,7 @@ Everything here is a function of tensors and callables and knows no model class.
 `embeddings`     two-dimensional views of features
 `figures`        the figures of a report
 `crop`           where boxes and points lie in the crop that a network sees
+`scene`          the test images: decoded once, several at a time
 `comparison`     all of it for several trained models, written into a run folder
 `document`       HTML reports
 ===============  ====================================================================================

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fgvc_ext.explain.cam import effective_area, part_hits, share_in_box, summarise
 from fgvc_ext.explain.confusions import (
@@ -27,6 +28,7 @@ from fgvc_ext.explain.document import save_figure
 from fgvc_ext.explain.embeddings import embedding_figure
 from fgvc_ext.explain.figures import PairExample, cam_comparison, confusion_figure, pairs_figure
 from fgvc_ext.explain.palette import percent
+from fgvc_ext.explain.scene import Scene
 
 if TYPE_CHECKING:
     from fgvc_ext.data.dataset import ImageDataset
@@ -60,42 +62,6 @@ class _Answers:
     features: Tensor | None
 
 
-@dataclass
-class _Scene:
-    """The test images in the crop's pixels."""
-
-    dataset: ImageDataset
-    frame: CentreCrop
-    prepare: Callable[[Tensor], Tensor]
-    boxes: Tensor | None = None
-    parts: Tensor | None = None
-    part_names: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        truth, parts = self.dataset.boxes, getattr(self.dataset, "parts", None)
-        self.boxes = None if truth is None else torch.full((len(self.dataset), 4), torch.nan)
-        self.parts = None if parts is None else parts.clone()
-        self.part_names = list(getattr(self.dataset, "part_names", []))
-
-    def batch(self, rows: range) -> Tensor:
-        """The prepared images of these rows; boxes and parts are placed on the way, as only now sizes are known."""
-        prepared = []
-        for row in rows:
-            image = self.dataset.load(row)
-            height, width = image.shape[-2:]
-            if self.boxes is not None and self.dataset.boxes is not None:
-                self.boxes[row] = self.frame.boxes(self.dataset.boxes[row], height, width)
-            if self.parts is not None:
-                places = self.frame.points(self.parts[row, :, :2], height, width)
-                inside = ((places >= 0) & (places < self.frame.crop)).all(1)
-                self.parts[row] = torch.cat([places, (self.parts[row, :, 2:] > 0) & inside[:, None]], 1)
-            prepared.append(self.prepare(image))
-        return torch.stack(prepared)
-
-    def shown(self, row: int) -> Tensor:
-        return self.frame.image(self.dataset.load(row))
-
-
 def explain_models(
     run: Path,
     dataset: ImageDataset,
@@ -127,11 +93,13 @@ def explain_models(
     if not models or len(dataset) == 0:
         raise ValueError(f"explain_models: expected models and images, got {len(models)} and {len(dataset)}")
     run = Path(run)
-    scene = _Scene(dataset, frame, prepare)
-    answers = _ask(scene, models, batch_size)
+    scene = Scene(dataset, frame, prepare)
+    chosen = [int((n + 0.5) * len(dataset) / min(rows, len(dataset))) for n in range(min(rows, len(dataset)))]
+    print(f"report: {len(dataset):,} test images, seen by {', '.join(models)}", flush=True)
+    answers = _ask(scene, models, batch_size, chosen)
     last = list(answers)[-1]
     _write_measures(run / "measures.csv", scene, answers)
-    _save_comparison(run, scene, models, answers, rows, seed)
+    _save_comparison(run, scene, models, answers, chosen, seed)
     classes = list(dataset.classes)
     matrix = confusion_matrix(dataset.labels, answers[last].predicted, len(classes))
     found = confused_pairs(matrix, classes, top=50)
@@ -146,18 +114,22 @@ def explain_models(
     _save_embedding(run, scene, answers, confusable_group(matrix, group))
 
 
-def _ask(scene: _Scene, models: Mapping[str, ModelView], batch_size: int) -> dict[str, _Answers]:
+def _ask(
+    scene: Scene, models: Mapping[str, ModelView], batch_size: int, chosen: Collection[int]
+) -> dict[str, _Answers]:
+    """What the models say of all images; those of the rows `chosen` are kept to be shown."""
     labels = scene.dataset.labels
     gathered: dict[str, list[tuple[Tensor, Tensor, Tensor | None]]] = {name: [] for name in models}
-    with torch.no_grad():
-        for first in range(0, len(labels), batch_size):
-            rows = range(first, min(first + batch_size, len(labels)))
-            images, true = scene.batch(rows), labels[rows.start : rows.stop]
+    bar = tqdm(total=len(labels), desc="report", unit="img", leave=False, disable=None)  # quiet without a terminal
+    with bar, torch.no_grad():
+        for rows, images in scene.batches(batch_size, chosen):
+            true = labels[rows.start : rows.stop]
             for name, model in models.items():
                 maps = model.maps(images).float().cpu()
                 features = None if model.features is None else model.features(images).float().cpu()
                 predicted = maps.mean((2, 3)).argmax(1)
                 gathered[name].append((_above_minimum(maps[torch.arange(len(true)), true]), predicted, features))
+            bar.update(len(true))
     return {name: _joined(parts) for name, parts in gathered.items()}
 
 
@@ -175,7 +147,7 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> _Answers:
     )
 
 
-def _write_measures(path: Path, scene: _Scene, answers: Mapping[str, _Answers]) -> None:
+def _write_measures(path: Path, scene: Scene, answers: Mapping[str, _Answers]) -> None:
     size, lines = scene.frame.crop, []
     for name, answer in answers.items():
         line = {"model": name}
@@ -196,17 +168,20 @@ def _write_measures(path: Path, scene: _Scene, answers: Mapping[str, _Answers]) 
 
 
 def _save_comparison(
-    run: Path, scene: _Scene, models: Mapping[str, ModelView], answers: Mapping[str, _Answers], rows: int, seed: int
+    run: Path,
+    scene: Scene,
+    models: Mapping[str, ModelView],
+    answers: Mapping[str, _Answers],
+    chosen: Sequence[int],
+    seed: int,
 ) -> None:
-    count = min(rows, len(scene.dataset))
-    chosen = [int((n + 0.5) * len(scene.dataset) / count) for n in range(count)]
     true = scene.dataset.labels[chosen]
     size, masks, measures = scene.frame.crop, None, {}
     drawing = [model.masks for model in models.values() if model.masks is not None]
     if drawing:
-        images = torch.cat([scene.batch(range(row, row + 1)) for row in chosen])
         with torch.no_grad():
-            masks = drawing[-1](images, seed + torch.tensor(chosen)).cpu()[torch.arange(count), true]
+            masks = drawing[-1](scene.prepared(chosen), seed + torch.tensor(chosen)).cpu()
+        masks = masks[torch.arange(len(chosen)), true]
     boxes = None if scene.boxes is None else scene.boxes[chosen]
     for name, answer in answers.items():
         shares = [f"area used {percent(area)}" for area in effective_area(answer.maps[chosen]).tolist()]
@@ -233,7 +208,7 @@ def _save_comparison(
     save_figure(run, "activation_maps", figure, title="Where the models look", caption=caption)
 
 
-def _save_pairs(run: Path, scene: _Scene, predicted: Tensor, pairs: list[ConfusedPair], name: str) -> None:
+def _save_pairs(run: Path, scene: Scene, predicted: Tensor, pairs: list[ConfusedPair], name: str) -> None:
     examples = []
     for pair in pairs:
         part = _separating_part(scene.dataset, pair)
@@ -254,17 +229,22 @@ def _separating_part(dataset: ImageDataset, pair: ConfusedPair) -> str | None:
     return None if separating is None else separating(pair.a, pair.b) or None
 
 
-def _position(scene: _Scene, part: str | None) -> int | None:
+def _position(scene: Scene, part: str | None) -> int | None:
     """Index of a part's position; of several joined by " + " the first that has one."""
     known = [name for name in (part or "").split(" + ") if name in scene.part_names]
     return scene.part_names.index(known[0]) if known else None
 
 
 def _example(
-    scene: _Scene, predicted: Tensor, true: int, other: int, position: int | None
-) -> tuple[Tensor, tuple[float, float] | None]:
-    """An image of class `true`, if possible one with the part in sight and taken for `other`; and the part's place."""
+    scene: Scene, predicted: Tensor, true: int, other: int, position: int | None
+) -> tuple[Tensor | None, tuple[float, float] | None]:
+    """An image of class `true`, if possible one with the part in sight and taken for `other`; and the part's place.
+
+    None for a class without test images: others can be taken for it all the same.
+    """
     rows = (scene.dataset.labels == true).nonzero().flatten()
+    if len(rows) == 0:
+        return None, None
     worth = (predicted[rows] == other).long()
     place = None if scene.parts is None or position is None else scene.parts[rows, position]
     if place is not None:
@@ -276,7 +256,7 @@ def _example(
     return scene.shown(int(rows[best])), point
 
 
-def _save_embedding(run: Path, scene: _Scene, answers: Mapping[str, _Answers], group: list[int]) -> None:
+def _save_embedding(run: Path, scene: Scene, answers: Mapping[str, _Answers], group: list[int]) -> None:
     labels = scene.dataset.labels
     member = torch.isin(labels, torch.tensor(group, dtype=torch.int64))
     features = {name: answer.features[member] for name, answer in answers.items() if answer.features is not None}

@@ -86,8 +86,9 @@ class PairExample:
     """An example of each class of a confused pair, and the part that separates them, where it is known."""
 
     pair: ConfusedPair
-    image_a: Tensor
-    image_b: Tensor
+    image_a: Tensor | None
+    """None for a class without test images, which others were taken for."""
+    image_b: Tensor | None
     part: str | None = None
     """Name of the separating part ("beak")."""
     point_a: tuple[float, float] | None = None
@@ -146,55 +147,78 @@ def confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def curves_figure(rows: Sequence[Mapping[str, object]]) -> Figure:
-    """Training and test error of every stage over epochs (Figure 5 of the paper), the learning rate below.
+def curves_figure(rows: Sequence[Mapping[str, object]], measures: Mapping[str, str] | None = None) -> Figure:
+    """The main measure of every stage over epochs (Figure 5 of the paper), the learning rate below.
 
-    `rows` are lines of `metrics.csv` (texts or numbers): `stage`, `epoch`, and where known `train_accuracy`,
-    `test_accuracy`, `val_accuracy` (fractions) and `lr`. Without any accuracy `train_loss` takes the errors' place.
+    `rows` are lines of `metrics.csv` (texts or numbers): `stage`, `epoch`, and where known `lr` and
+    `<split>_<measure>` for the splits train, test and val. `measures`: a stage's name → its main measure, "accuracy"
+    for one that is not named. Accuracies are drawn as errors. A stage without any value of its measure shows its
+    `train_loss`. Stages with the same measure share a panel.
     """
     stages: dict[str, list[Mapping[str, object]]] = {}
     for row in rows:
         stages.setdefault(str(row.get("stage", "")), []).append(row)
-    measured = any(_curve(rows, name)[1] for name in ("train_accuracy", "test_accuracy", "val_accuracy"))
-    styles = {"test_accuracy": ("-", 2.2, 1.0), "val_accuracy": (":", 1.8, 1.0), "train_accuracy": ("--", 1.3, 0.75)}
-    styles = styles if measured else {"train_loss": ("--", 1.3, 0.9)}
-    with drawing(WIDTH, 4.3) as figure:
-        errors, rate = figure.subplots(2, 1, sharex=True, height_ratios=(4.2, 1))
-        for position, (stage, lines) in enumerate(stages.items()):
-            colour = series_colour(stage, position)
-            for column, (line, width, alpha) in styles.items():
-                epochs, values = _curve(lines, column)
-                values = [1 - value for value in values] if measured else values
-                label = f"{stage}, {column.split('_')[0]}".lstrip(", ") if values else None
-                style = {"marker": "o" if len(values) == 1 else None, "color": colour, "alpha": alpha}
-                errors.plot(epochs, values, line, linewidth=width, label=label, **style)
-                if values and column != "train_accuracy":
-                    text = percent(values[-1], 1) if measured else f"{values[-1]:.3g}"
-                    errors.annotate(
-                        text, (epochs[-1], values[-1]), (5, 0), textcoords="offset points", color=colour, va="center"
-                    )
+    panels: dict[str, list[str]] = {}
+    for stage, lines in stages.items():
+        measure = (measures or {}).get(stage, "accuracy")
+        known = any(_curve(lines, f"{split}_{measure}")[1] for split in _SPLITS)
+        panels.setdefault(measure if known else "", []).append(stage)
+    colours = {stage: series_colour(stage, position) for position, stage in enumerate(stages)}
+    heights = [4.2] * max(1, len(panels))
+    with drawing(WIDTH, 1.0 + 3.3 * len(heights)) as figure:
+        *curves, rate = figure.subplots(len(heights) + 1, 1, sharex=True, height_ratios=[*heights, 1])
+        for axes, (measure, names) in zip(curves, panels.items(), strict=False):
+            for stage in names:
+                _draw_curves(axes, stage, stages[stage], measure, colours[stage])
+            _finish_curves(axes, measure)
+        for stage, lines in stages.items():
             epochs, values = _curve(lines, "lr")
-            rate.step(epochs, values, where="post", color=colour, linewidth=1.3, alpha=0.85)
-        _finish_curves(errors, rate, measured)
+            rate.step(epochs, values, where="post", color=colours[stage], linewidth=1.3, alpha=0.85)
+        _finish_rate(rate)
     return figure
 
 
-def _finish_curves(errors: Axes, rate: Axes, measured: bool) -> None:
-    errors.set_ylabel("error" if measured else "training loss")
-    errors.set_ylim(bottom=0)
-    errors.margins(x=0.02)
-    if measured:
-        errors.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        errors.set_ylim(0, min(1.0, errors.get_ylim()[1]))
-    if errors.get_legend_handles_labels()[0]:
-        errors.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2, handlelength=2.6)
-    for axes in (errors, rate):
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-    rate.set(xlabel="epoch", ylabel="learning\nrate")
-    rate.set_ylim(bottom=0)
-    rate.yaxis.set_major_locator(MaxNLocator(2))
-    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+_SPLITS = {"test": ("-", 2.2, 1.0), "val": (":", 1.8, 1.0), "train": ("--", 1.3, 0.75)}
+"""Line, width and opacity of the splits' curves."""
+
+
+def _draw_curves(axes: Axes, stage: str, lines: Sequence[Mapping[str, object]], measure: str, colour: str) -> None:
+    """The curves of a stage: of accuracies the error, without a measure the training loss."""
+    accuracy = measure.endswith("accuracy")
+    for split, (line, width, alpha) in _SPLITS.items() if measure else [("train", _SPLITS["train"])]:
+        epochs, values = _curve(lines, f"{split}_{measure or 'loss'}")
+        values = [1 - value for value in values] if accuracy else values
+        label = f"{stage}, {split}".lstrip(", ") if values else None
+        marker = "o" if len(values) == 1 else None
+        axes.plot(epochs, values, line, linewidth=width, label=label, marker=marker, color=colour, alpha=alpha)
+        if values and not (measure and split == "train"):
+            text = percent(values[-1], 1) if accuracy else f"{values[-1]:.3g}"
+            place = (epochs[-1], values[-1])
+            axes.annotate(text, place, (5, 0), textcoords="offset points", color=colour, va="center")
+
+
+def _finish_curves(axes: Axes, measure: str) -> None:
+    of = measure.removesuffix("accuracy").strip("_").replace("_", " ")
+    error = ", ".join(["error", of] if of else ["error"])
+    axes.set_ylabel(error if measure.endswith("accuracy") else of or "training loss")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.margins(x=0.02)
+    if measure.endswith("accuracy"):
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8.5, loc="best", ncols=2, handlelength=2.6)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def _finish_rate(axes: Axes) -> None:
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.set(xlabel="epoch", ylabel="learning\nrate")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(2))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _curve(rows: Sequence[Mapping[str, object]], column: str) -> tuple[list[float], list[float]]:
@@ -223,6 +247,9 @@ def _draw_pair(block: SubFigure, example: PairExample, zoom: float, panels: int)
     )
     for name, image, point, whole, close in sides:
         grid[whole].set_xlabel(name, fontsize=8.5, color=INK, labelpad=3)
+        if image is None:
+            grid[whole].text(0.5, 0.5, "no test image", ha="center", va="center", fontsize=8.5, color=QUIET)
+            continue
         if example.part and point is not None and all(map(math.isfinite, point)):
             reach = min(image.shape[-2:]) / (2 * zoom)
             _show(grid[close], _around(image, point, reach))

@@ -47,9 +47,10 @@ def write_run_report(run: Path, sections: Sequence[Section] = ()) -> Path:
     rows = read_rows(run / "metrics.csv")
     report = Report(str(facts.get("title") or facts.get("name") or run.resolve().name), _subtitle(facts))
     _headline(report, facts)
-    _result(report.section("Result"), facts)
+    _result(report.section("Result"), facts, rows)
     if rows:
-        (run / "curves.png").write_bytes(png(curves_figure(rows)))
+        measures = {str(stage.get("name")): _main_measure(stage) for stage in _stages(facts)}
+        (run / "curves.png").write_bytes(png(curves_figure(rows, measures)))
         _curves(report.section("Training curves"), run, rows)
     for section in sections:
         report.add(section)
@@ -131,15 +132,16 @@ def _headline(report: Report, facts: Mapping[str, Any]) -> None:
         report.headline(f"{train} / {test}", f"training / test images{rest}")
 
 
-def _result(section: Section, facts: Mapping[str, Any]) -> None:
+def _result(section: Section, facts: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> None:
     status = facts.get("status")
     if status not in (None, "finished", "done", "completed"):
         section.note(f"This run is not finished (status: {status}); what follows is what it holds so far.")
     stages = _stages(facts)
-    kinds = [kind for kind in _KINDS if any(_value(stage, kind) is not None for stage in stages)]
+    named = [*_KINDS, *(kind for stage in stages for kind in _group(stage, _main_measure(stage)))]
+    kinds = [kind for kind in dict.fromkeys(named) if any(_value(stage, kind) is not None for stage in stages)]
     if stages:
-        header = ["stage", "status", "measure", *(_KINDS[kind] for kind in kinds)]
-        rows = [
+        header = ["stage", "status", "measure", *(_KINDS.get(kind, kind.replace("_", " ")) for kind in kinds)]
+        lines = [
             [
                 stage.get("name"),
                 stage.get("status"),
@@ -148,39 +150,50 @@ def _result(section: Section, facts: Mapping[str, Any]) -> None:
             ]
             for stage in stages
         ]
-        section.table(header, rows, caption="On the test images; one crop where nothing else is said.")
+        section.table(header, lines, caption="On the test images; one crop where nothing else is said.")
     if "best_test" in kinds:
         section.note(_BEST_ON_TEST)
-    if lines := [line for stage in stages for line in _all_measures(stage)]:
+    if lines := [line for stage in stages for line in _all_measures(stage, rows)]:
         section.table(["stage", "evaluation", "measure", "last epoch"], lines, fold="All measures")
     notes = facts.get("notes")
     for note in notes if isinstance(notes, list) else []:
         section.note(str(note))
 
 
-def _all_measures(stage: Mapping[str, Any]) -> list[list[str | None]]:
-    """One line for each measure of each evaluation."""
+def _all_measures(stage: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> list[list[str | None]]:
+    """One line for each measure of each evaluation; those of training are in the last line of metrics.csv."""
+    last: Mapping[str, str] = next((row for row in reversed(rows) if row.get("stage") == stage.get("name")), {})
+    trained = {
+        name.removeprefix("train_"): value for name, value in last.items() if name.startswith("train_") and value
+    }
     lines = []
-    for evaluation, values in _group(stage, "measures").items():
+    for evaluation, values in {**_group(stage, "measures"), "train": trained}.items():
         for name, value in values.items() if isinstance(values, dict) else ():
-            number = value if isinstance(value, (int, float)) else math.nan
-            lines.append([stage.get("name"), evaluation, str(name), _shown(str(name), number)])
+            lines.append([stage.get("name"), evaluation, str(name), _shown(str(name), _float(value))])
     return lines
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _curves(section: Section, run: Path, rows: Sequence[Mapping[str, str]]) -> None:
     section.figure(
         run / "curves.png",
-        "Error on training and test images after each epoch, and the learning rate. Training error is measured on "
-        "augmented images while the network trains, so it may lie above the test error.",
-        alt="Training and test error over epochs",
+        "Training and test images after each epoch, and the learning rate; accuracies as errors. In training it is "
+        "measured on augmented images while the network trains, so its error may lie above the one of the test.",
+        alt="Measures of training and test over epochs",
     )
     speeds: dict[str, list[float]] = {}
     for row in rows:
         try:
-            speeds.setdefault(row.get("stage", ""), []).append(float(row["images_per_second"]))
+            speed = float(row["images_per_second"])
         except (KeyError, ValueError):
             continue
+        speeds.setdefault(row.get("stage", ""), []).append(speed)
     if speeds:
         parts = (f"{stage} {sorted(values)[len(values) // 2]:,.0f}" for stage, values in speeds.items())
         section.text(f"Speed, images per second (median of the epochs): {', '.join(parts)}.")

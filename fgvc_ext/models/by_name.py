@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from fgvc_ext.models.backbone import IMAGENET, Backbone
 from fgvc_ext.models.pretrained import load_weights
+from fgvc_ext.models.starting_weights import starting_weights
 from fgvc_ext.models.timm_backbone import build_timm, timm_preprocessing
 from fgvc_ext.models.torchvision_backbone import (
     build_resnet10_narrow,
@@ -21,8 +22,8 @@ from fgvc_ext.models.torchvision_backbone import (
 def build_backbone(
     name: str,
     *,
-    weights: str | Path | None = None,
-    pretrained: bool = False,
+    weights: str | Path = "none",
+    new_layers: Collection[str] = (),
     stride_on_first_conv: bool = False,
     report: Callable[[str], Any] | None = None,
 ) -> Backbone:
@@ -32,33 +33,31 @@ def build_backbone(
         name: a torchvision ResNet, VGG or DenseNet ("resnet50", "vgg16_bn", "densenet169"), "resnet10_narrow" for
             small images on a CPU, or "timm/<name>" where timm is installed: its convolutional networks and Swin
             transformers, whose features are maps.
-        weights: file to start from, see `load_weights`.
-        pretrained: start from the library's ImageNet weights, which it downloads.
+        weights: "none" (random), "imagenet" (its library's, downloaded once), or a file, see `load_weights`.
+        new_layers: groups of layers that the weights may lack, see `load_weights`.
         stride_on_first_conv: put a bottleneck's stride on its first 1×1 convolution, as Caffe's ResNets have it.
-        report: called with a text that tells what of `weights` did not match.
+        report: called with a text that tells what was loaded, and what of it did not match.
 
     Raises:
-        ValueError: an unknown name, or arguments that do not go together.
+        ValueError: an unknown name, weights that there are not, or that do not fit. OSError: no such file, or it
+            cannot be downloaded.
     """
-    if weights is not None and pretrained:
-        raise ValueError("backbone: give either weights (a file) or pretrained, not both")
+    source = starting_weights(weights, name)
     backbone: Backbone
     if name.startswith("timm/"):
-        backbone = build_timm(name.removeprefix("timm/"), pretrained)
+        backbone = build_timm(name.removeprefix("timm/"))
     elif name == "resnet10_narrow":
-        if pretrained:
-            raise ValueError("backbone: resnet10_narrow has no pretrained weights")
         backbone = build_resnet10_narrow()
     elif name in available_backbones():
-        backbone = build_torchvision(name, pretrained)
+        backbone = build_torchvision(name)
     else:
         raise ValueError(f"backbone: expected one of {', '.join(available_backbones())} or timm/<name>, got {name!r}")
     if stride_on_first_conv:
         move_stride(backbone, name)
     backbone.preprocessing = backbone_preprocessing(name)
     backbone._settings = {"name": name, "stride_on_first_conv": stride_on_first_conv}
-    if weights is not None:
-        result = load_weights(backbone, weights)
+    if source is not None:
+        result = load_weights(backbone, source.fetch(), new_layers=new_layers)
         if report is not None:
             report(result.text())
     return backbone

@@ -1,60 +1,69 @@
-"""Weights to start from: files of torchvision, of timm or of our own, and a report of what did not match."""
+"""Loading a file of weights into a network: torchvision's, timm's or one of our own, and saying what did not match."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.model import Model, backbone_groups
+
 HEADS = ("fc.", "classifier.", "head.")  # classifiers of torchvision's, timm's and our models, left out of backbones
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # "denselayer3.norm.1.weight"
 PARENTS = ("backbone.", "body.model.", "backbone.body.model.")  # where a model of ours keeps its layers, timm's too
 
 
 @dataclass
 class LoadReport:
-    """What of a weights file did not match; `resized`: our classifier, for another number of classes."""
+    """What was loaded from a weights file, and what kept its initial values."""
 
     file: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    """Names that the file lacks: of the classifier, and of other layers that start at random."""
     resized: list[str] = field(default_factory=list)
+    """Our classifier, for another number of classes."""
+    left_out: list[str] = field(default_factory=list)
+    """The classifier of the file, which is no part of the model."""
 
     def text(self) -> str:
-        """Lines for people; a classifier that the backbone leaves out is not worth mentioning."""
-        foreign = [name for name in self.unexpected if not name.startswith(HEADS)]
+        """Lines for people; that a backbone has no use for the file's classifier is not worth mentioning."""
         lines = [f"{self.file}: {len(self.loaded)} tensors loaded"]
         if self.missing:
             lines.append(f"  not in the file, so they keep their initial values: {', '.join(self.missing)}")
         if self.resized:
             lines.append(f"  of another shape, so they keep their initial values: {', '.join(self.resized)}")
-        if foreign:
-            lines.append(f"  in the file, but not in the model: {', '.join(foreign)}")
         return "\n".join(lines)
 
 
-def load_weights(module: nn.Module, file: str | Path) -> LoadReport:
-    """Load a safetensors or `.pth` file into a module, as far as names agree; values become the module's dtype.
+def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[str] = ("classifier",)) -> LoadReport:
+    """Load a safetensors or `.pth` file into a module; values become the module's dtype.
 
     A `.pth` is read with `weights_only=True`: it cannot run code. A state dict may lie under "state_dict" or "model",
     and the prefixes of wrappers ("module.", "_orig_mod.") are taken off. The file may be torchvision's, timm's, or one
     of ours (`weights/last.safetensors`), and the module a backbone or a whole model: the prefixes of `PARENTS` are put
-    on or taken off where that makes more names agree. A classifier of our own for another number of classes is left
-    out, and the report says so.
+    on or taken off where that makes more names agree.
+
+    The names must be the module's, but for classifiers: the module's own may be missing or be for another number of
+    classes (it then keeps its initial values, and the report says so), the file's may be one that the module lacks.
+
+    Args:
+        new_layers: groups of layers (`parameter_groups()` of a model, `groups()` of a backbone) that the file may lack
+            beside "classifier", because they are to start at random.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not a file of tensors, tensors of another shape (each is named),
-            or not a single name that agrees.
+        FileNotFoundError: no such file. ValueError: not a file of tensors, names that are missing or that the module
+            does not have, or tensors of another shape (each is named).
     """
     own = module.state_dict()
-    names = {_without_wrappers(name): tensor for name, tensor in _read(Path(file)).items()}
+    names = {_own_spelling(name): tensor for name, tensor in _read(Path(file)).items()}
     rename = _to_own_names(names, own)
     state = {rename(name): tensor for name, tensor in names.items()}
     shapes = {
@@ -63,23 +72,53 @@ def load_weights(module: nn.Module, file: str | Path) -> LoadReport:
         if name in state and state[name].shape != own[name].shape
     }
     resized = [name for name in shapes if name.startswith("classifier.")]
-    if wrong := [text for name, text in shapes.items() if name not in resized]:
-        raise ValueError(f"weights {file}: wrong shapes:\n  " + "\n  ".join(wrong))
-    report = LoadReport(
-        str(file),
-        loaded=[name for name in own if name in state and name not in shapes],
-        # older files lack the counters, which matter only to a BatchNorm without momentum
-        missing=[name for name in own if name not in state and not name.endswith("num_batches_tracked")],
-        unexpected=[name for name in names if rename(name) not in own],
-        resized=[shapes[name] for name in resized],
-    )
-    if not report.loaded:
+    # older files lack the counters, which matter only to a BatchNorm without momentum
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in names if rename(name) not in own]
+    if len(unexpected) == len(names):
         raise ValueError(
-            f"weights {file}: no name agrees with the model: the file has {', '.join(list(names)[:3])} …, "
-            f"the model {', '.join(list(own)[:3])} …"
+            f"weights {file}: no name agrees with the model: the file has {_listed(list(names))}, "
+            f"the model {_listed(list(own))}"
         )
-    module.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
-    return report
+    fresh = _layers_of(module, new_layers)
+    _refuse(
+        file,
+        missing=[name for name in missing if name.rpartition(".")[0] not in fresh],
+        unexpected=[name for name in unexpected if not name.startswith(HEADS)],
+        reshaped=[text for name, text in shapes.items() if name not in resized],
+    )
+    loaded = [name for name in own if name in state and name not in shapes]
+    module.load_state_dict({name: state[name] for name in loaded}, strict=False)
+    return LoadReport(str(file), loaded, missing, [shapes[name] for name in resized], unexpected)
+
+
+def _refuse(file: str | Path, *, missing: list[str], unexpected: list[str], reshaped: list[str]) -> None:
+    """Raise ValueError for whatever does not fit."""
+    lines = []
+    if missing:
+        lines.append(f"not in the file: {_listed(missing)} (layers that start at random: --optim.new-layers)")
+    if unexpected:
+        lines.append(f"in the file, but not in the model: {_listed(unexpected)}")
+    if reshaped:
+        lines.append(f"of another shape: {_listed(reshaped)}")
+    if lines:
+        raise ValueError(f"weights {file}: do not fit the model:\n  " + "\n  ".join(lines))
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _layers_of(module: nn.Module, groups: Collection[str]) -> set[str]:
+    """The names of the layers that belong to the classifier or to these groups; their buffers belong to them too."""
+    found: Mapping[str, Sequence[nn.Parameter]] = {}
+    if isinstance(module, Model):
+        found = module.parameter_groups()
+    elif isinstance(module, Backbone):
+        found = backbone_groups(module)
+    chosen = {id(parameter) for group in ("classifier", *groups) for parameter in found.get(group, ())}
+    return {name.rpartition(".")[0] for name, parameter in module.named_parameters() if id(parameter) in chosen}
 
 
 def _to_own_names(names: Collection[str], own: Collection[str]) -> Callable[[str], str]:
@@ -94,10 +133,11 @@ def _prefix_off(prefix: str) -> Callable[[str], str]:
     return lambda name: name.removeprefix(prefix)
 
 
-def _without_wrappers(name: str) -> str:
+def _own_spelling(name: str) -> str:
+    """Without the prefixes of wrappers; and torchvision's own DenseNet files are older than its names."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
-    return name
+    return _OLD_DENSENET.sub(r"\1\2", name)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -107,8 +147,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"weights {file}: cannot be read as tensors: {error}") from error
+    except Exception as error:  # both libraries raise many types for a file that is not what it should be
+        reason = str(error).partition("\n")[0]  # torch goes on with advice to run the file's code
+        raise ValueError(f"weights {file}: cannot be read as tensors: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

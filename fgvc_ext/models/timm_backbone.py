@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,16 @@ def timm_preprocessing(name: str) -> dict[str, Any]:
     }
 
 
+def timm_weights(name: str) -> tuple[str, str] | None:
+    """Name and address of the file of a timm model's pretrained weights; None for a model without any."""
+    config = _library(name).get_pretrained_cfg(name)
+    if config is not None and config.hf_hub_id:
+        file = config.hf_hub_filename or "model.safetensors"
+        url = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{file}"
+        return f"{config.hf_hub_id.replace('/', '-')}{Path(file).suffix}", url
+    return (config.url.rpartition("/")[2], config.url) if config is not None and config.url else None
+
+
 def _library(name: str) -> Any:
     try:
         import timm
@@ -66,12 +77,12 @@ def _library(name: str) -> Any:
     return timm
 
 
-def build_timm(name: str, pretrained: bool) -> TimmBackbone:
-    """A timm model without its classifier."""
+def build_timm(name: str) -> TimmBackbone:
+    """A timm model without its classifier, with random weights."""
     timm = _library(name)
     # Swin transformers insist on the image size of their training unless told otherwise; their weights do not.
     options = {"strict_img_size": False} if name.startswith(("swin_", "swinv2_")) else {}
-    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    model: Any = timm.create_model(name, num_classes=0, **options)
     return TimmBackbone(
         {"body": _TimmFeatures(model, channels_last=_probe_timm(name, model))}, model.num_features, _timm_group
     )

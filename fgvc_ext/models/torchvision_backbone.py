@@ -26,9 +26,15 @@ def torchvision_preprocessing(name: str) -> dict[str, Any]:
     return {"mean": tuple(trained.mean), "std": tuple(trained.std), "interpolation": str(trained.interpolation.value)}
 
 
-def build_torchvision(name: str, pretrained: bool) -> Backbone:
-    """A torchvision model without its classifier."""
-    model: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+def torchvision_weights(name: str) -> tuple[str, str]:
+    """Name and address of the file of a model's newest weights."""
+    url: str = torchvision.models.get_model_weights(name)["DEFAULT"].url
+    return url.rpartition("/")[2], url
+
+
+def build_torchvision(name: str) -> Backbone:
+    """A torchvision model without its classifier, with random weights."""
+    model: Any = torchvision.models.get_model(name, weights=None)
     if name.startswith("resnet"):
         layers = {n: m for n, m in model.named_children() if n not in ("avgpool", "fc")}
         return Backbone(layers, model.fc.in_features, _resnet_group)

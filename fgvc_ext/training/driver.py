@@ -106,13 +106,19 @@ class Driver(Generic[Config]):
         limits, broken_images = (config.limit_train, config.limit_test), config.engine.broken_images
         datasets = load_datasets(config.data, config.seed, *limits, broken_images=broken_images)
         facts = {"title": self.title, "data": datasets.facts(), "seed": config.seed}
+
+        def config_hash(folder: Path) -> str:
+            weights = config.model.facts(folder, download=False)
+            return RunFolder(folder, config, facts={**facts, "weights": weights}).config_hash
+
         if not any(word.partition("=")[0] == "--out" for word in arguments):
-            config_hash = RunFolder(config.out, config, facts=facts).config_hash
             config = dataclasses.replace(config, out=distributed.on_main(choose_folder, config, config_hash))
-        stages = self.stages(config, datasets)
         if config.dry_run:
-            show_plan(config, stages)
+            show_plan(config, self.stages(config, datasets))
             return 0
+        facts["weights"] = distributed.on_main(config.model.facts, config.out)
+        distributed.on_each(config.model.facts, config.out)  # another machine may have to download them for itself
+        stages = self.stages(config, datasets)
         with RunFolder(config.out, config, resume=config.resume, facts=facts) as run:
             results = run_stages(stages, run, config.engine, force=config.force_stage)
         if distributed.is_main():
@@ -160,11 +166,14 @@ def _summary(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']}: " + ", ".join(f"{kind} {headline} {value:.4g}" for kind, value in values)
 
 
-def choose_folder(config: RunConfig, config_hash: str) -> Path:
+def choose_folder(config: RunConfig, config_hash: Callable[[Path], str]) -> Path:
     """The folder of a run whose --out is a default: the one to go on with, or the next number that is free.
 
     A run that is unfinished and has this configuration goes on. Others are left alone, unless the command asks for a
     run that is there (--resume must, --force-stage): then it is the one with the highest number.
+
+    Args:
+        config_hash: a folder → the hash of the configuration there: a run knows the weights that it began with.
     """
     if config.resume not in ("auto", "must", "never"):
         return Path(config.resume).parent.parent
@@ -175,7 +184,7 @@ def choose_folder(config: RunConfig, config_hash: str) -> Path:
             found = read_run(folder / "run.json")
         except ValueError:  # damaged: none to go on with
             found = {}
-        mine = found.get("status") != "finished" and found.get("config_hash") == config_hash
+        mine = found.get("status") != "finished" and found.get("config_hash") == config_hash(folder)
         if mine and config.resume != "never":
             return folder
         number += 1

@@ -38,7 +38,8 @@ class RunFolder:
         config: the resolved configuration, a dataclass.
         resume: "auto" goes on with a run that is there, "must" demands one, "never" demands that there is none, and a
             path is a checkpoint of this folder to start the stage from that it belongs to.
-        facts: further entries of run.json; `data` (class names, fingerprints) is part of the identity of every stage.
+        facts: further entries of run.json; `data` (class names, fingerprints) is part of the identity of every stage,
+            the hash of `weights` (to start from) of the run's.
 
     Raises:
         RunLocked: another process works in it. ValueError: a field of the configuration is out of its range.
@@ -48,7 +49,12 @@ class RunFolder:
         check_limits(config)
         self.path, self.config, self.resume = Path(path), config, resume
         self.data_identity = {f"data set: {name}": value for name, value in facts.get("data", {}).items()}
-        self.identity = {**identity(config), **self.data_identity}
+        weights = facts.get("weights", {})
+        self.identity = {
+            **identity(config),
+            **self.data_identity,
+            "weights": weights.get("sha256", weights.get("name")),
+        }
         self.config_hash = digest(self.identity)
         self.metrics = MetricFiles(self.path)
         self.file = self.path / "run.json"

@@ -54,6 +54,8 @@ class Stage:
         name: unique in the run; it names the stage's files. Letters, digits, "_" and "-"; "last" is taken.
         needs: names of earlier stages and artefacts, whose results `build`, `train`, `evaluations` and `final` get.
         build: results → task; called with all generators seeded from `seed`.
+        start: gives the built task the weights that training starts from, and returns a text that says so. Not called
+            where a checkpoint is there to go on from: a run that has begun needs their file no more.
         train: results → training samples.
         evaluations: results → samples by name; of "test" and "val" run.json keeps the best epoch too.
         final: results → samples of evaluations for the last epoch only, such as five crops.
@@ -70,6 +72,7 @@ class Stage:
     evaluations: Callable[[Results], Mapping[str, Samples]]
     seed: int
     needs: Sequence[str] = ()
+    start: Callable[[Any], str] = field(default=lambda task: "")
     final: Callable[[Results], Mapping[str, Samples]] = field(default=lambda earlier: {})
     config: Mapping[str, Any] | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -80,6 +83,7 @@ class Stage:
         return Training(
             name=self.name,
             build=partial(self.build, earlier),
+            start=self.start,
             optim=self.optim,
             train=self.train(earlier),
             evaluations=self.evaluations(earlier),

@@ -41,6 +41,7 @@ class Training:
 
     name: str
     build: Callable[[], Task]
+    start: Callable[[Any], str]
     optim: OptimConfig
     train: Samples
     evaluations: Mapping[str, Samples]
@@ -103,7 +104,10 @@ class Trainer:
     def _build(self) -> None:
         seed_everything(derive_seed(self.training.seed, "initial weights"))
         layout = torch.channels_last if self.engine.channels_last else torch.preserve_format
-        self.task = self.training.build().to(self.device).to(memory_format=layout)
+        task = self.training.build()
+        if not distributed.on_main(self.checkpoints.manifests):  # else its weights are those of a checkpoint
+            self._say(distributed.on_each(self.training.start, task))
+        self.task = task.to(self.device).to(memory_format=layout)
         if self.engine.sync_batch_norm:
             self.task = distributed.with_shared_batch_norm(self.task, self.device)
         for frozen in frozen_in(self.task):
@@ -112,6 +116,10 @@ class Trainer:
         if not distributed.is_main():  # the same weights, but dropout of its own
             rank = distributed.current_process().rank
             seed_everything(derive_seed(self.training.seed, f"random numbers of process {rank}"))
+
+    def _say(self, text: str) -> None:
+        if text and distributed.is_main():
+            print(text, flush=True)
 
     # ---------------------------------------------------------------- the loop
 

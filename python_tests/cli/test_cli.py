@@ -1,5 +1,6 @@
 """`fgvc-ext`: what its commands print, and its exit status: 0 well, 1 a problem, 2 used wrongly."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,30 @@ def test_data_check_of_a_sound_folder(tmp_path: Path, capsys: Output) -> None:
     output = capsys.readouterr().out
     assert "train: 6 images, 2 classes" in output
     assert "test: 6 images, 2 classes" in output
+
+
+def test_data_check_of_a_folder_with_a_validation_split_alone(tmp_path: Path, capsys: Output) -> None:
+    (image_folder(tmp_path) / "test").rename(tmp_path / "val")
+    assert main(["data", "check", "folder", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "no folder 'test': 'val' is what a model is evaluated on" in output
+    assert "val: 6 images, 2 classes" in output
+
+
+def test_data_check_counts_errors_and_warnings(tmp_path: Path, capsys: Output) -> None:
+    (image_folder(tmp_path) / "train" / "wren" / "notes.txt").write_text("no image")
+    shutil.copyfile(tmp_path / "train" / "wren" / "0.png", tmp_path / "train" / "wren" / "again.png")
+    assert main(["data", "check", "folder", str(tmp_path)]) == 0, "nothing here spoils a training"
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert [line.split(": ")[1] for line in warnings if "duplicate" in line] == ["duplicate image"]
+    assert any("1 files left out for their endings" in line for line in warnings)
+    assert lines[-1] == f"0 errors, {len(warnings)} warnings"
+    shutil.copyfile(tmp_path / "train" / "wren" / "1.png", tmp_path / "test" / "wren" / "1.png")
+    assert main(["data", "check", "folder", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"1 errors, {len(warnings)} warnings"
+    assert sum(line.startswith("error: image in two splits") for line in lines) == 1
 
 
 def test_data_check_names_a_broken_file(tmp_path: Path, capsys: Output) -> None:

@@ -1,16 +1,22 @@
 """The comparison of models on a data set whose answers are known, and the crop's geometry against torchvision's."""
 
 import csv
+import threading
+from collections import Counter
 
 import pytest
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from fgvc_ext.data import BrokenImageError
+from fgvc_ext.explain import comparison
 from fgvc_ext.explain.comparison import MEASURES, ModelView, explain_models
 from fgvc_ext.explain.crop import CentreCrop
 from fgvc_ext.explain.document import read_json
+from fgvc_ext.explain.figures import PairExample, cam_comparison, pairs_figure
 from fgvc_ext.explain.report import write_run_report
+from fgvc_ext.explain.scene import Scene
 
 SIZES = [(50, 80), (80, 50), (64, 64), (33, 47), (47, 33)]
 
@@ -53,6 +59,11 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([left, right, torch.zeros_like(left)], 1)
 
 
+def swapped(images: torch.Tensor) -> torch.Tensor:
+    """A model that takes left for right."""
+    return brightness(images)[:, [1, 0, 2]]
+
+
 def test_known_models_give_known_measures_confusions_and_figures(tmp_path):
     seeds = []
 
@@ -81,6 +92,96 @@ def test_known_models_give_known_measures_confusions_and_figures(tmp_path):
     page = write_run_report(tmp_path).read_text()
     assert page.count("<img") == 4
     assert "even attention" in page
+
+
+def test_a_confused_class_without_test_images(tmp_path):
+    """As a limit on the test images makes them: the class "none" has none, and all are taken for it."""
+
+    def none(images: torch.Tensor) -> torch.Tensor:
+        return brightness(images)[:, [2, 2, 0]] + brightness(images)[:, [2, 2, 1]]
+
+    data = Squares(6)
+    explain_models(tmp_path, data, {"ours": ModelView(none)}, prepare=prepare, frame=CentreCrop(48, 48))
+    lines = (tmp_path / "confusions.csv").read_text().splitlines()
+    assert lines[1:] == ["left,none,3,0,3,1.000000", "right,none,3,0,3,1.000000"]
+    assert (tmp_path / "figures/confused_pairs.png").exists()
+
+
+def test_every_image_is_decoded_once_but_for_the_examples_and_in_threads(tmp_path, capsys):
+    data, decoded, threads = Squares(20), Counter(), set()
+
+    class Watched(Squares):
+        def load(self, row: int) -> torch.Tensor:
+            decoded[row] += 1
+            threads.add(threading.current_thread())
+            return data.load(row)
+
+    swapped = ModelView(
+        lambda images: brightness(images)[:, [1, 0, 2]], masks=lambda images, seed: brightness(images) > 0
+    )
+    models = {"first": swapped, "second": swapped}
+    explain_models(tmp_path, Watched(20), models, prepare=prepare, frame=CentreCrop(48, 48), rows=4, batch_size=3)
+    assert sorted(decoded) == list(range(20))
+    assert sum(decoded.values()) == 20 + 2, "one example of each class of the one confused pair"
+    assert len(threads - {threading.current_thread()}) > 0
+    assert capsys.readouterr().out == "report: 20 test images, seen by first, second\n"
+
+
+def test_a_broken_image_is_an_error(tmp_path):
+    class Broken(Squares):
+        def load(self, row: int) -> torch.Tensor:
+            raise BrokenImageError(f"cannot decode image {row}")
+
+    with pytest.raises(BrokenImageError, match="image 0"):
+        explain_models(tmp_path, Broken(), {"a": ModelView(brightness)}, prepare=prepare, frame=CentreCrop(48, 48))
+
+
+def test_boxes_and_parts_are_placed_once_whatever_is_drawn(tmp_path, monkeypatch):
+    """Of 48 × 64 pixels the crop begins 8 from the left: a part that was moved twice would lie 8 more to the left."""
+    drawn: list[PairExample] = []
+    monkeypatch.setattr(comparison, "pairs_figure", lambda examples: drawn.extend(examples) or pairs_figure(examples))
+    boxes: list[torch.Tensor] = []
+
+    def compare(*args, **options):
+        boxes.append(options["boxes"].clone())
+        return cam_comparison(*args, **options)
+
+    monkeypatch.setattr(comparison, "cam_comparison", compare)
+    data = Squares()
+    before = data.parts.clone()
+    masked = ModelView(swapped, masks=lambda images, seed: brightness(images) > 0)
+    explain_models(tmp_path, data, {"ours": masked}, prepare=prepare, frame=CentreCrop(48, 48), rows=8)
+    assert torch.equal(data.parts, before)
+    assert torch.equal(boxes[0], data.boxes - torch.tensor([8.0, 0.0, 8.0, 0.0]))
+    (example,) = drawn
+    assert (example.point_a, example.point_b) == ((8.0, 24.0), (40.0, 24.0))
+    assert (example.part, example.enlarged) == ("corner", "corner")
+    assert example.image_a[0, 24, 8] == 220, "the part is on the bright square"
+    assert example.image_b[0, 24, 40] == 220
+
+
+def test_a_part_outside_the_crop_is_not_visible():
+    data = Squares(2)
+    data.parts[0, 0] = torch.tensor([7.9, 24.0, 1.0])
+    data.parts[1, 0] = torch.tensor([56.0, 24.0, 1.0])
+    data.parts[:, 1] = torch.tensor([[8.0, 0.0, 1.0], [55.9, 47.9, 0.0]])
+    scene = Scene(data, CentreCrop(48, 48), prepare)
+    assert [list(rows) for rows, _ in scene.batches(1)] == [[0], [1]]
+    assert scene.parts[:, :, 2].tolist() == [[0, 1], [0, 0]]
+    torch.testing.assert_close(scene.parts[0, 1], torch.tensor([0.0, 0.0, 1.0]))
+
+
+def test_batches_are_all_rows_in_their_order():
+    data = Squares(7)
+    scene = Scene(data, CentreCrop(48, 48), prepare)
+    found = list(scene.batches(3, keep=(2, 5)))
+    assert [list(rows) for rows, _ in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert torch.equal(
+        torch.cat([images for _, images in found]), torch.stack([prepare(data.load(n)) for n in range(7)])
+    )
+    assert torch.equal(scene.prepared([5, 2]), torch.stack([prepare(data.load(n)) for n in (5, 2)]))
+    assert torch.equal(scene.shown(5), CentreCrop(48, 48).image(data.load(5)))
+    assert torch.equal(scene.shown(6), CentreCrop(48, 48).image(data.load(6)))
 
 
 def test_a_perfect_model_and_a_plain_data_set(tmp_path):

@@ -74,6 +74,16 @@ def test_pairs_figure_without_parts_shows_both_images():
     assert len(pictures(pairs_figure([invisible]))) == 2
 
 
+@pytest.mark.parametrize("part", [None, "beak"])
+def test_a_class_without_test_images_is_said_to_have_none(part):
+    pair, (a, _) = ConfusedPair(0, 1, "wren", "tit", 3, 0, 3, 0.25), images(2)
+    figure = pairs_figure([PairExample(pair, a, None, part)])
+    (shown,) = pictures(figure)
+    assert same(shown, a)
+    empty = [axes for axes in figure.findobj(matplotlib.axes.Axes) if axes.get_xlabel() == "tit"]
+    assert [text.get_text() for text in empty[0].texts] == ["no test image"]
+
+
 def test_small_images_are_enlarged_and_what_is_drawn_on_them_with_them():
     small = torch.zeros(1, 3, 36, 40, dtype=torch.uint8)
     figure = cam_comparison(small, {}, ["wren"], boxes=torch.tensor([[10.0, 10.0, 30.0, 30.0]]))
@@ -122,6 +132,37 @@ def test_curves_without_accuracy_show_the_loss_and_without_anything_stay_empty()
     (line,) = (line for line in curves_figure(rows).axes[0].lines if len(line.get_xdata()))
     assert line.get_ydata().tolist() == [2.5]
     curves_figure([]).canvas.draw()
+
+
+def test_curves_of_other_measures_have_panels_of_their_own():
+    def line(stage: str, epoch: int, **values: float) -> dict[str, object]:
+        return {"stage": stage, "epoch": epoch, "lr": 0.1, "train_loss": 3.0 - epoch, **values}
+
+    rows = [
+        *(line("classifier", e, test_accuracy=e / 10, test_loss=9.0) for e in (1, 2)),
+        *(line("localiser", e, test_iou=0.2 * e, train_iou=0.1 * e, test_accuracy=0.9) for e in (1, 2)),
+        *(line("student", e, test_fused_accuracy=0.5 + e / 10) for e in (1, 2)),
+        line("weights", 1, test_loss=0.7),
+        line("begun", 1),
+    ]
+    measures = {"localiser": "iou", "student": "fused_accuracy", "weights": "loss", "begun": "iou"}
+    figure = curves_figure(rows, measures)
+    *panels, rate = figure.axes
+    assert [axes.get_ylabel() for axes in panels] == ["error", "iou", "error, fused", "loss", "training loss"]
+    shown = [{line.get_label(): line.get_ydata().tolist() for line in a.lines if len(line.get_xdata())} for a in panels]
+    assert [list(lines) for lines in shown] == [
+        ["classifier, test"],
+        ["localiser, test", "localiser, train"],
+        ["student, test"],
+        ["weights, test", "weights, train"],
+        ["begun, train"],
+    ]
+    assert shown[0]["classifier, test"] == pytest.approx([0.9, 0.8])
+    assert shown[1]["localiser, test"] == pytest.approx([0.2, 0.4]), "no error: one minus an IoU is none"
+    assert shown[2]["student, test"] == pytest.approx([0.4, 0.3])
+    assert shown[4]["begun, train"] == [2.0]
+    assert {"80.0 %", "0.4", "30.0 %", "0.7", "2"} <= set(words(figure).splitlines())
+    assert len(rate.lines) == 5
 
 
 @pytest.mark.parametrize("count", [1, 3, 60])

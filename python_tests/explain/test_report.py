@@ -168,6 +168,51 @@ def test_unfinished_run_says_so(run):
     assert "<b>50.0 %</b><span>test accuracy of “plain”" in text
 
 
+def test_measures_of_any_task_are_shown(run):
+    """A localiser has an intersection over union, dual attention five accuracies and losses of its parts."""
+    accuracies = {f"{head}_accuracy": 0.5 + n / 100 for n, head in enumerate(("fused", "one", "two", "three", "four"))}
+    stages = [
+        {
+            "name": "localiser",
+            "status": "done",
+            "headline": "iou",
+            "iou": {"last": 0.61234, "best_test": 0.65, "last_val": 0.5556, "tight_crop": 0.4},
+            "measures": {"test": {"iou": 0.61234, "hit_rate": 0.987654}, "tight_crop": {"iou": 0.4}},
+        },
+        {
+            "name": "student",
+            "status": "done",
+            "headline": "fused_accuracy",
+            "fused_accuracy": {"last": 0.5},
+            "measures": {"test": {**accuracies, "n": None}},
+        },
+    ]
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "stages": stages}))
+    (run / "metrics.csv").write_text(
+        "stage,epoch,lr,train_loss,test_iou,train_orthogonal,train_box_iou\nlocaliser,1,0.1,9,0.2,7,\n"
+        "localiser,2,0.1,1.25,0.6,0.0625,0.123\nstudent,1,0.1,2.5,,,\n"
+    )
+    text = write_run_report(run).read_text()
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(.*?)</tr>", text)]
+    assert ["localiser", "done", "iou", "0.6123", "0.65", "0.5556", "0.4"] in cells
+    assert ["student", "done", "fused_accuracy", "50.0 %", "–", "–", "–"] in cells
+    assert re.search(r"best on test</th>.*last val</th>.*tight crop</th>", text)
+    for expected in (
+        ["localiser", "test", "hit_rate", "0.9877"],
+        ["localiser", "tight_crop", "iou", "0.4"],
+        ["localiser", "train", "orthogonal", "0.0625"],
+        ["localiser", "train", "box_iou", "0.123"],
+        ["localiser", "train", "loss", "1.25"],
+        ["student", "test", "four_accuracy", "54.0 %"],
+        ["student", "train", "loss", "2.5"],
+        ["student", "test", "n", "–"],
+    ):
+        assert expected in cells, expected
+    assert not any(line[:3] == ["student", "train", "orthogonal"] for line in cells)
+    assert "<b>50.0 %</b><span>test fused_accuracy of “student”, last epoch</span>" in text
+
+
 def test_damaged_and_uncaptioned_figures(tmp_path):
     good = save_figure(tmp_path, "good", curves_figure([]), title="Good", caption="")
     good.with_name("cut.png").write_bytes(good.read_bytes()[:500])

@@ -67,6 +67,15 @@ def test_parameters_are_the_backbones_and_one_convolution():
     assert sum(p.numel() for p in model.parameters()) == backbone + (model.backbone.channels + 1) * 5
 
 
+def test_scores_are_small_at_the_start(images):
+    """All classes are about as probable as each other: no class has to be unlearnt."""
+    with torch.no_grad():
+        model = _model().eval()
+        assert model(images).abs().max() < 0.1 * model.backbone(images).abs().max()
+        assert 0.009 < model.classifier.weight.std() < 0.011
+        assert (model.classifier.bias == 0).all()
+
+
 def test_gradients_reach_every_parameter(images):
     model = _model().train()
     model(images, torch.arange(3)).logsumexp(1).sum().backward()

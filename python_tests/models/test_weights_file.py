@@ -19,11 +19,20 @@ def test_weights_are_the_same_bytes_each_time(tmp_path):
     state = {"w": torch.randn(3, 4).t(), "n": torch.tensor(3)}
     metadata = {"classes": ["a", "b"], "preprocessing": {"crop": 8}, "method": "m", "z": 1}
     hashes = {save_weights(tmp_path / f"{i}.safetensors", state, metadata) for i in range(3)}
+    hashes.add(save_weights(tmp_path / "3.safetensors", state, dict(reversed(metadata.items()))))
     assert len(hashes) == 1
     loaded, found = load_weights_file(tmp_path / "0.safetensors")
     assert found == {"format": 1, **metadata}
     assert torch.equal(loaded["w"], state["w"])
     assert loaded["n"] == 3
+
+
+def test_names_that_share_their_memory_are_saved(tmp_path):
+    """As tied layers do."""
+    tied = torch.randn(3)
+    save_weights(tmp_path / "w.safetensors", {"a": tied, "b": tied, "c": tied[1:]}, {})
+    loaded, _ = load_weights_file(tmp_path / "w.safetensors")
+    assert [value.tolist() for value in loaded.values()] == [tied.tolist(), tied.tolist(), tied[1:].tolist()]
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 16])
@@ -51,6 +60,7 @@ def test_a_model_comes_back_from_its_file_alone(tmp_path):
     assert type(again) is SubtleDifferences
     assert not again.training
     assert again.settings() == model.settings()
+    assert {"num_classes": 4, "patch_size": 2, "alpha": 0.3}.items() <= again.settings().items()
     assert (again.classes, again.preprocessing) == (model.classes, model.preprocessing)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -87,6 +97,19 @@ def test_predict_names_classes_of_files_and_tensors(tmp_path):
     assert first.box is None
     with pytest.raises(ValueError, match=r"expected image files or uint8 \[3,H,W\], got torch.float32"):
         model.predict([image.float()])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predictions_do_not_depend_on_the_batch_and_put_the_mode_back(training):
+    model = _trained().train(training)
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randint(0, 256, (3, 44, 40 + n), dtype=torch.uint8, generator=generator) for n in range(5)]
+    alone = [model.predict([image], top=4)[0] for image in images]
+    together = model.predict(images, top=4, batch_size=2)
+    assert [prediction.names for prediction in together] == [prediction.names for prediction in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, rel=1e-4)
+    assert model.training == training
 
 
 def test_the_box_of_a_prediction_is_in_pixels_of_the_image():

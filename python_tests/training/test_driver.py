@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from fgvc_ext.cli import main
-from fgvc_ext.training import OptimConfig, RunConfig
+from fgvc_ext.training import EXIT_PREEMPTED, OptimConfig, Preempted, RunConfig
 from fgvc_ext.training.driver import Driver, choose_folder
 from fgvc_ext.training.run_folder import RunFolder
+from fgvc_ext.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -34,7 +35,7 @@ def _left(folder: Path, config: RunConfig, status: str) -> None:
 
 def _chosen(out: Path, **changes) -> str:
     config = RunConfig(out=out, **changes)
-    return choose_folder(config, RunFolder(out, config, facts={}).config_hash).name
+    return choose_folder(config, lambda folder: RunFolder(folder, config, facts={}).config_hash).name
 
 
 def test_a_default_folder_goes_on_or_gets_the_next_number(tmp_path):
@@ -77,6 +78,16 @@ def test_the_command_lists_the_drivers(capsys):
         main(["train", "subtle_differences", "--help"])
     assert stopped.value.code == 0
     assert "cub" in capsys.readouterr().out
+
+
+def test_the_command_goes_on_by_the_command(tmp_path, capsys, monkeypatch):
+    def stop(trainer):
+        raise Preempted("stopped by a test")
+
+    monkeypatch.setattr(Trainer, "_stop_if_asked", stop)
+    assert main(["train", "subtle_differences", "demo", *SMALL, "--out", str(tmp_path / "a")]) == EXIT_PREEMPTED
+    words = " ".join(["fgvc-ext train subtle_differences demo", *SMALL, "--out", str(tmp_path / "a")])
+    assert f"To go on: {words} --resume auto\n" in capsys.readouterr().out
 
 
 def test_the_command_and_the_file_train_the_same(tmp_path, capsys):

@@ -162,7 +162,8 @@ def test_the_ablations_differ(driver):
 def test_the_papers_recipe_is_the_cub_preset(driver):
     config = driver.DRIVER.read_arguments(["cub", "--data.root", "x"])
     optim = config.optim
-    assert (config.model.backbone, config.data.resize, config.data.crop) == ("resnet50", 600, 448)
+    assert (config.model.backbone, config.model.weights) == ("resnet50", "imagenet")
+    assert (config.data.resize, config.data.crop) == (600, 448)
     assert (optim.lr, optim.step_epochs, optim.step_factor, optim.momentum) == (0.001, 50, 0.1, 0.9)
     assert (optim.weight_decay, optim.batch_size, optim.epochs, optim.schedule) == (1e-4, 32, 150, "step")
     assert (config.method.alpha, config.method.k) == (0.1, 15)
@@ -238,7 +239,8 @@ def test_a_broken_image_ends_a_run_with_workers(split, tmp_path):
     """In a real process: the loading processes neither keep it from ending nor print tracebacks of their own."""
     broken = _folder_with_a_broken_image(tmp_path / "data", split)
     command = [sys.executable, str(DRIVER), "folder", "--data.root", str(tmp_path / "data"), *SMALL[8:]]
-    command += ["--model.backbone", "resnet10_narrow", "--engine.workers", "2", "--out", str(tmp_path / "run")]
+    command += ["--model.backbone", "resnet10_narrow", "--model.weights", "none", "--engine.workers", "2"]
+    command += ["--out", str(tmp_path / "run")]
     ended = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     (line,) = ended.stderr.strip().splitlines()

@@ -1,0 +1,113 @@
+"""fgvc_ext/models: layers and their names, weights to start from, weights files, predictions."""
+
+from ..mutant import Mutant, of
+
+BACKBONES = ("python_tests/models/test_backbone.py",)
+STARTING = ("python_tests/models/test_starting_weights.py",)
+FILES = ("python_tests/models/test_weights_file.py",)
+
+MUTANTS = [
+    *of(
+        "fgvc_ext/models/backbone.py",
+        Mutant(
+            "models-mean-and-std-swapped",
+            '"mean": IMAGENET_MEAN, "std": IMAGENET_STD',
+            '"mean": IMAGENET_STD, "std": IMAGENET_MEAN',
+        ),
+        Mutant("models-levels-compute-one-less", "if known.index(group) > last:", "if known.index(group) >= last:"),
+        Mutant(
+            "models-levels-in-the-order-of-layers",
+            "return [found[name] for name in names]",
+            "return [value for name, value in found.items() if name in names]",
+        ),
+        tests=BACKBONES,
+    ),
+    *of(
+        "fgvc_ext/models/torchvision_backbone.py",
+        Mutant("models-resnet-keeps-its-pooling", 'if n not in ("avgpool", "fc")}', 'if n not in ("fc",)}'),
+        Mutant("models-resnet10-stride", "(32, 64, 128, 256), (1, 2, 2, 1)", "(32, 64, 128, 256), (1, 2, 2, 2)"),
+        Mutant(
+            "models-stride-in-both-convolutions",
+            "block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride",
+            "block.conv1.stride = block.conv2.stride",
+        ),
+        Mutant("models-densenet-last-norm", 'number = 4 if part == "norm5"', 'number = 5 if part == "norm5"'),
+        tests=BACKBONES,
+    ),
+    *of(
+        "fgvc_ext/models/pretrained.py",
+        Mutant(
+            "models-missing-layers-pass",
+            'missing=[name for name in missing if name.rpartition(".")[0] not in fresh],',
+            "missing=[],",
+        ),
+        Mutant(
+            "models-unexpected-names-pass",
+            "unexpected=[name for name in unexpected if not name.startswith(HEADS)],",
+            "unexpected=[],",
+        ),
+        Mutant(
+            "models-wrong-shapes-pass",
+            'resized = [name for name in shapes if name.startswith("classifier.")]',
+            "resized = list(shapes)",
+        ),
+        Mutant("models-weights-run-code", '"cpu", weights_only=True', '"cpu", weights_only=False'),
+        Mutant("models-one-wrapper-alone", "while name.startswith(WRAPPERS):", "if name.startswith(WRAPPERS):"),
+        Mutant("models-classifier-is-needed", '("classifier", *groups)', "groups"),
+        tests=BACKBONES,
+    ),
+    *of(
+        "fgvc_ext/models/starting_weights.py",
+        Mutant(
+            "models-hash-of-the-file-before",
+            "_sha256(self.file, status.st_size, status.st_mtime_ns)",
+            "_sha256(self.file, 0, 0)",
+        ),
+        Mutant("models-damaged-weights-pass", "if not found.startswith(self.hash_prefix):", "if not found:"),
+        Mutant("models-download-unchecked", "self.hash_prefix or None, progress", "None, progress"),
+        tests=STARTING,
+    ),
+    *of(
+        "fgvc_ext/models/config.py",
+        Mutant(
+            "models-recorded-for-any-name",
+            'if known.get("name") == source.name and "sha256" in known:',
+            'if "sha256" in known:',
+        ),
+        Mutant("models-changed-file-passes", "if known is not None and source.sha256() != known:", "if known == '':"),
+        Mutant("models-download-for-a-look", "if not download:", "if download is None:"),
+        tests=STARTING,
+    ),
+    *of(
+        "fgvc_ext/models/weights_file.py",
+        Mutant(
+            "models-file-without-a-version", 'metadata.get("format") != FORMAT', 'metadata.get("format", 1) != FORMAT'
+        ),
+        Mutant("models-metadata-in-any-order", "**metadata}, sort_keys=True)", "**metadata})"),
+        Mutant("models-weights-are-shared", ".contiguous().clone()", ".contiguous()"),
+        tests=FILES,
+    ),
+    *of(
+        "fgvc_ext/models/model.py",
+        Mutant("models-left-in-training", "return model.eval().to(device)", "return model.train().to(device)"),
+        Mutant("models-preprocessing-forgotten", "model.preprocessing.options(),", "Preprocessing().options(),"),
+        Mutant("models-least-probable-first", "argsort(descending=True, stable=True)", "argsort(stable=True)"),
+        Mutant("models-mode-not-put-back", "self.train(training)", "self.train()"),
+        Mutant(
+            "models-box-axes-swapped", "boxes[row].cpu(), *image.shape[-2:])", "boxes[row].cpu(), *image.shape[:0:-1])"
+        ),
+        Mutant("models-later-batches-are-cut", "images[first : first + batch_size]]", "images[first : batch_size]]"),
+        tests=FILES,
+    ),
+    *of(
+        "fgvc_ext/models/subtle_differences.py",
+        Mutant(
+            "models-evaluation-hides-too",
+            "if self.diversification is None or not self.training:",
+            "if self.diversification is None:",
+        ),
+        Mutant("models-large-first-scores", "std=0.01", "std=1.0"),
+        Mutant("models-patch-size-forgotten", '"patch_size": patch_size,', '"patch_size": 3,', tests=FILES),
+        tests=("python_tests/models/test_subtle_differences.py",),
+    ),
+]
