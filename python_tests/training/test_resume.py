@@ -201,15 +201,6 @@ def test_a_damaged_run_file_is_named(content, tmp_path):
         train(tmp_path, ToyConfig())
 
 
-def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
-    left = [tmp_path / folder / ".file.1.tmp" for folder in ("", "weights", "checkpoints")]
-    for file in left:
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    with open_run(tmp_path, ToyConfig()):
-        assert not any(file.exists() for file in left)
-
-
 def test_another_input_of_a_half_trained_stage_is_refused_by_name(tmp_path):
     config = ToyConfig(stages=1)
     _interrupt(tmp_path, config, 5)
