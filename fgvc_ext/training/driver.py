@@ -147,7 +147,7 @@ class Driver(Generic[Config]):
             raise
         except Exception as error:
             raise ReportFailed(
-                f"the training is done, but not its report: {error or type(error).__name__}. "
+                f"the training is done, but not its report: {str(error) or type(error).__name__}. "
                 "The same command writes it, without training"
             ) from error
 
