@@ -16,7 +16,7 @@ from toy_training import Child, save_forever, save_more_than_fits
 
 from fgvc_ext.atomic_files import file_sha256, write_atomically
 from fgvc_ext.training.checkpoints import CheckpointCorrupt, Checkpoints, load_checkpoint, stage_of
-from fgvc_ext.training.random_state import random_state, restore_random_state
+from fgvc_ext.training.random_state import random_state, restore_random_state, seed_everything
 
 
 def test_the_newest_two_are_kept(tmp_path):
@@ -128,6 +128,17 @@ def test_a_bad_manifest_is_named(manifest, tmp_path):
 
 def _draws() -> list:
     return [torch.rand(2).tolist(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
+
+
+def test_one_seed_is_for_all_generators():
+    def drawn(seed: int) -> list:
+        seed_everything(seed)
+        return _draws()
+
+    expected = drawn(3)
+    assert drawn(3) == expected
+    assert not [pair for pair in zip(drawn(4), expected, strict=True) if pair[0] == pair[1]]
+    assert drawn(2**62 + 3) == drawn(2**62 + 3), "NumPy takes 32 bits"
 
 
 def test_random_state_survives_a_file(tmp_path):
