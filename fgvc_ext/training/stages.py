@@ -137,7 +137,7 @@ def run_stages(
     distributed.on_main(_check, stages, run, engine, force)
     run.begin(choose_device(engine.device))
     run.update(precision=engine.precision)
-    distributed.on_main(_reopen, stages, run, engine, force)
+    run.data = distributed.on_main(_reopen, stages, run, engine, force)
     results: dict[str, Result] = {}
     with stop or StopRequest() as asked:
         for stage in stages:
@@ -245,8 +245,12 @@ def _trained(stage: Stage | Artefact, run: RunFolder) -> int | None:
     return run.epochs_of(stage.name) if isinstance(stage, Stage) else None
 
 
-def _reopen(stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineConfig, force: Sequence[str]) -> None:
-    """Make not done what is forced, and the stage that a checkpoint was named of.
+def _reopen(
+    stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineConfig, force: Sequence[str]
+) -> dict[str, Any]:
+    """Make not done what is forced, what is to end at another epoch, and the stage that a checkpoint was named of.
+
+    Returns what run.json then says, for all processes.
 
     A forced stage that is half done under its present identity goes on: so does a forced run that was interrupted.
     """
@@ -269,6 +273,7 @@ def _reopen(stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineCo
         run.checkpoints_of(owner).discard_newer(run.starts_from)
         if run.entry(owner) is not None:
             run.update_entry(owner, status="running")
+    return run.data
 
 
 # -------------------------------------------------------------------- doing a stage

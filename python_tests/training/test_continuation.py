@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 
+import job
 import pytest
 import torch
 from toy_training import ToyConfig, open_run, toy_stages, traces, train
@@ -56,7 +57,7 @@ def _run_json(folder: Path) -> dict:
 @dataclass
 class _NewerOptim(OptimConfig):
     sharpness: float = 0.0
-    betas: tuple[float, ...] = field(default_factory=lambda: (0.9, 0.99))
+    scales: tuple[float, ...] = field(default_factory=lambda: (0.9, 0.99))
 
 
 @dataclass
@@ -97,7 +98,7 @@ def _interrupt(folder: Path, config: ToyConfig, at: int = 7) -> None:
 
 def _trained_steps(monkeypatch) -> list[int]:
     steps, learn = [], TrainingStep.__call__
-    monkeypatch.setattr(TrainingStep, "__call__", lambda step, batch: steps.append(1) or learn(step, batch))
+    monkeypatch.setattr(TrainingStep, "__call__", lambda step, *given: steps.append(1) or learn(step, *given))
     return steps
 
 
@@ -120,8 +121,8 @@ def test_a_new_field_that_is_set_is_a_difference(tmp_path):
     _interrupt(tmp_path, _config())
     with pytest.raises(ConfigMismatch, match=r"optim\.sharpness: 0\.0 in the run, 0\.5 now\n--force"):
         train(tmp_path, _newer(_config(), sharpness=0.5))
-    with pytest.raises(ConfigMismatch, match=r"optim\.betas: \[0\.9, 0\.99\] in the run, \[0\.9\] now\n--force"):
-        train(tmp_path, _newer(_config(), betas=(0.9,)))
+    with pytest.raises(ConfigMismatch, match=r"optim\.scales: \[0\.9, 0\.99\] in the run, \[0\.9\] now\n--force"):
+        train(tmp_path, _newer(_config(), scales=(0.9,)))
 
 
 def test_a_field_that_is_gone_is_a_difference(tmp_path):
@@ -141,7 +142,7 @@ def test_a_default_says_nothing_of_a_field_that_the_run_has():
 def test_defaults_are_those_of_the_classes_and_look_like_identities():
     found = defaults({"optim": _NewerOptim(epochs=3), "method": {"inner": _Extra(True), "plain": 3}, "seed": 5})
     assert found["optim.epochs"] == 150
-    assert found["optim.betas"] == [0.9, 0.99]
+    assert found["optim.scales"] == [0.9, 0.99]
     assert found["method.inner.balanced"] is False
     assert "seed" not in found
     assert "method.plain" not in found
@@ -274,6 +275,21 @@ def test_a_forced_stage_begins_anew_with_fewer_epochs(tmp_path, monkeypatch):
     steps = _trained_steps(monkeypatch)
     _run_all(tmp_path, _config(2), toy_stages(_config(2)), force=["first"])
     assert len(steps) == 2 * 4
+
+
+def _run_on_a_rank(folder: Path, config: ToyConfig, force: tuple[str, ...] = ()) -> int:
+    with open_run(folder, config) as run:
+        results = run_stages(_with_artefact(config), run, config.engine, force=force)
+        assert {name: run.is_done(name) for name in results} == {"first": True, "table": True}
+    return 0
+
+
+def test_processes_agree_on_what_is_done_again(tmp_path):
+    """Whether a stage is forced, or ends elsewhere, is found by the main process: the others must hear of it."""
+    job.run(tmp_path / "a", 2, _run_on_a_rank, tmp_path / "run", _config(2))
+    job.run(tmp_path / "b", 2, _run_on_a_rank, tmp_path / "run", _config(3), ("table",))
+    job.run(tmp_path / "c", 2, _run_on_a_rank, tmp_path / "run", _config(2), ("first",))
+    assert [entry["status"] for entry in _run_json(tmp_path / "run")["stages"]] == ["done", "done"]
 
 
 def test_a_checkpoint_of_other_settings_is_refused_but_not_one_of_fewer_epochs(tmp_path):
