@@ -25,7 +25,7 @@ from fgvc_ext.training import (
     run_stages,
     save_config,
 )  # fmt: skip
-from fgvc_ext.training.config import defaults, differences, identity
+from fgvc_ext.training.config import MACHINE_FIELDS, defaults, differences, identity
 from fgvc_ext.training.driver import choose_folder
 from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.step import TrainingStep
@@ -170,6 +170,25 @@ def test_an_older_configuration_file_loads(tmp_path):
     file.write_text(json.dumps(values))
     loaded = load_config(RunConfig, file)
     assert loaded == RunConfig(seed=3, optim=OptimConfig(lr=0.5), engine=EngineConfig(workers=2))
+
+
+OTHER = {"out": Path("b"), "resume": "must", "force_stage": ("a",), "dry_run": True, "report": False, "debug": True}
+OTHER |= {"data.root": Path("b"), "model.weights": "b", "engine.device": "cuda", "engine.workers": 5}
+OTHER |= {"engine.checkpoint_every": 5, "engine.eval_batch_size": 5, "engine.look_every": 5}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_where_things_are_and_how_fast_they_go_is_no_difference(name):
+    assert set(OTHER) == set(MACHINE_FIELDS)
+    group, _, last = name.rpartition(".")
+    config = RunConfig()
+    setattr(getattr(config, group) if group else config, last, OTHER[name])
+    assert not differences(identity(RunConfig()), identity(config))
+
+
+@pytest.mark.parametrize("name", ["seed", "limit_test", "optim.lr", "data.crop", "model.backbone", "engine.compile"])
+def test_what_decides_the_result_is_one(name):
+    assert name in identity(RunConfig())
 
 
 # ------------------------------------------------------------------ other epochs

@@ -9,6 +9,7 @@ import os
 import socket
 
 import pytest
+from toy_training import ToyConfig, open_run
 
 from fgvc_ext.training.run_lock import RunLock, RunLocked
 
@@ -90,6 +91,14 @@ def test_another_error_of_the_system_is_raised(monkeypatch, tmp_path):
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="Input/output error"):
         RunLock(tmp_path).acquire()
+
+
+def test_a_folder_that_cannot_be_opened_is_not_locked(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    run = open_run(tmp_path, ToyConfig())
+    with pytest.raises(ValueError, match="damaged"), run:
+        pytest.fail("it was opened")
+    RunLock(tmp_path).acquire()
 
 
 def test_a_fork_does_not_hold_it(tmp_path):
