@@ -285,7 +285,7 @@ def _do(stage: Stage | Artefact, earlier: Results, run: RunFolder, engine: Engin
         distributed.on_main(_clear, stage.name, run)
         now = stage_identity(stage, run, engine, earlier)
         run.update_entry(stage.name, status="running", config_hash=stage_hash(now), identity=now)
-    config_hash = stage_hash(run.identity_of(stage.name))  # of a version's fields that the stage was begun with
+    config_hash = stage_hash(run.identity_of(stage.name))  # of the fields that there were when it was begun
     if isinstance(stage, Stage):
         Trainer(stage.training(earlier, config_hash), run, engine, stop).fit()
         return

@@ -135,6 +135,33 @@ MUTANTS = [
         tests=CONTINUATION,
     ),
     *of(
+        "fgvc_ext/training/stages.py",
+        Mutant(
+            "runs-hash-of-a-newer-version",
+            "stage_hash(run.identity_of(stage.name))",
+            "stage_hash(stage_identity(stage, run, engine, earlier))",
+        ),
+        Mutant("runs-moved-end-is-done", " and not is_moved(run.identity_of(stage.name), now)", ""),
+        Mutant("runs-main-alone-reopens", "run.data = distributed.on_main(_reopen", "distributed.on_main(_reopen"),
+        Mutant(
+            "runs-checkpoints-of-a-lost-run",
+            "distributed.on_main(_clear, stage.name, run)",
+            "pass",
+            tests=(f"{T}/test_stages.py", "-k", "lost_run_file"),
+        ),
+        tests=CONTINUATION,
+    ),
+    *of(
+        "fgvc_ext/training/trainer.py",
+        Mutant(
+            "runs-lines-doubled",
+            "self.run.metrics.drop(self.name, after=self.at.epoch)",
+            "pass",
+            tests=(f"{T}/test_killed_at_named_points.py", "-k", "line"),
+        ),
+        Mutant("runs-generators-not-restored", 'restore_random_state(own["random"])', "pass", tests=GENERATORS),
+    ),
+    *of(
         "fgvc_ext/training/stop_request.py",
         Mutant("stop-second-ctrl-c", "if number == signal.SIGINT and self.received is not None:", "if False:"),
         Mutant("stop-ctrl-c-not-caught", "(signal.SIGTERM, signal.SIGINT)", "(signal.SIGTERM,)"),
