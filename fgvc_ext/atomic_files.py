@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+_UNFINISHED = ".fgvc_ext-unfinished"  # how a file's name ends while it is written; no user's file ends so
+# What a file system answers that has no such thing as syncing a folder, or does not let us: then nobody could do more.
+_NOT_FOR_FOLDERS = {
+    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF, errno.EISDIR,
+}  # fmt: skip
 
 
 def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> tuple[int, str]:
@@ -19,7 +26,7 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> tuple[
     Raises:
         OSError: it cannot be written; the message names the file.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{_UNFINISHED}")
     hashing = None
     try:
         with open(temporary, "wb") as raw:
@@ -28,6 +35,7 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> tuple[
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(temporary, file)
+        _sync_folder(file.parent)  # else the new name may be forgotten in a power failure
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         # torch.save answers a full disk with a RuntimeError about its own file format: the cause is the first failure
@@ -37,12 +45,25 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> tuple[
             told.errno = cause.errno
             raise told from error
         raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
     return hashing.size, hashing.sha256.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes have left that were killed within `write_atomically`. Nobody may be writing there now."""
+    for file in folder.glob(f".*{_UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 class _HashingFile:

@@ -20,7 +20,7 @@ import torch
 from fgvc_ext.atomic_files import file_sha256, write_atomically, write_json
 
 SCHEMA = 1
-_NAME = re.compile(r"(?P<stage>.+)-e\d{5,}-s\d{9,}")
+_NAME = re.compile(r"(?P<stage>.+)-e(?P<epoch>\d{5,})-s\d{9,}")
 
 
 class CheckpointCorrupt(RuntimeError):  # noqa: N818 (says what happened)
@@ -46,6 +46,11 @@ class Checkpoints:
     def _own(self, suffix: str) -> list[Path]:
         # The whole name is compared: that of another stage may begin with this one's.
         return [file for file in self.folder.glob(f"*{suffix}") if stage_of(file) == self.stage]
+
+    def newest_epoch(self) -> int:
+        """How many whole epochs the newest checkpoint has behind it; 0 where there is none."""
+        found = [_NAME.fullmatch(manifest.stem) for manifest in self.manifests()[:1]]
+        return max((int(name["epoch"]) for name in found if name is not None), default=0)
 
     def save(self, state: Mapping[str, Any], *, epoch: int, step: int) -> Path:
         """Write a checkpoint, then remove all but the newest `keep`."""

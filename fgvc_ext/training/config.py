@@ -165,7 +165,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     items = config.items() if isinstance(config, Mapping) else dataclasses.asdict(config).items()
     flat: dict[str, Any] = {}
     for name, value in items:
-        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+        if _has_fields(value):
             flat.update(flatten(value, f"{prefix}{name}."))
         elif isinstance(value, (tuple, list)):
             flat[prefix + name] = list(value)
@@ -185,8 +185,42 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each field that differs: "optim.lr: 0.01 in the run, 0.02 now"."""
+def defaults(config: Any) -> dict[str, Any]:
+    """The defaults of the fields of a dataclass, or of a dictionary of them by group: flat, as in `identity`.
+
+    They are what a run did that was begun before the field was added. So a field that is added must do by default
+    what was done without it.
+    """
+    return flatten(_defaults(config))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    if isinstance(config, Mapping):
+        return {name: _defaults(value) for name, value in config.items() if _has_fields(value)}
+    found = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if _has_fields(value):
+            found[entry.name] = _defaults(value)
+        elif entry.default is not dataclasses.MISSING:
+            found[entry.name] = entry.default
+        elif entry.default_factory is not dataclasses.MISSING:
+            found[entry.name] = entry.default_factory()
+    return found
+
+
+def _has_fields(value: Any) -> bool:
+    return isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] = types.MappingProxyType({})
+) -> list[str]:
+    """One line for each field that differs: "optim.lr: 0.01 in the run, 0.02 now".
+
+    A field that the run lacks had its default there. One that only the run has is a difference: nothing does any more
+    what it stood for.
+    """
     absent = object()
 
     def show(value: Any) -> str:
@@ -194,7 +228,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         return text if len(text) <= 200 else f"{text[:180]} … ({len(text)} characters)"
 
     names = sorted({*old, *new})
-    pairs = [(name, old.get(name, absent), new.get(name, absent)) for name in names]
+    pairs = [(name, old.get(name, defaults.get(name, absent)), new.get(name, absent)) for name in names]
     return [f"{name}: {show(before)} in the run, {show(now)} now" for name, before, now in pairs if before != now]
 
 
@@ -205,7 +239,10 @@ def save_config(config: Any, file: Path) -> None:
 
 
 def load_config(cls: type[T], file: str | Path) -> T:
-    """Read what `save_config` wrote. Unknown fields and wrong types are refused by name."""
+    """Read what `save_config` wrote. Unknown fields and wrong types are refused by name.
+
+    A missing field gets its default: a configuration that an older version has written loads.
+    """
     path = Path(file)
     try:
         values = json.loads(path.read_text())

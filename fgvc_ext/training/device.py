@@ -13,13 +13,25 @@ from fgvc_ext.training.config import EngineConfig, Precision
 def choose_device(name: str) -> torch.device:
     """ "auto" is the GPU where there is one; of several, each process of a job on a machine takes its own."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", distributed.current_process().local_rank)
+        name = f"cuda:{distributed.current_process().local_rank}"
     if name == "auto":
         return torch.device("cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"engine.device: {name} was asked for, but torch {torch.__version__} sees no GPU")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"engine.device: expected auto, cpu, cuda or cuda:NUMBER, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise ValueError(f"engine.device: {name} was asked for, but torch {torch.__version__} sees {seen} GPU")
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """The kind of a device, as far as its results depend on it: "cpu (AVX2)", "cuda (NVIDIA H100)"."""
+    kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    return f"{device.type} ({kind})" if kind else device.type
 
 
 def worker_count(engine: EngineConfig) -> int:

@@ -15,7 +15,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -102,6 +102,13 @@ def joined(timeout: timedelta | None = None) -> Iterator[Process]:
         yield process
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Within this context only the main process writes to standard output; errors are everybody's own."""
+    with open(os.devnull, "w") as nowhere, nullcontext() if is_main() else redirect_stdout(nowhere):
+        yield
 
 
 def is_main() -> bool:

@@ -18,25 +18,29 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 import tyro
 
-from fgvc_ext.data import BrokenImageError
 from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import Datasets, load_datasets
-from fgvc_ext.models import Model, WeightsFileError, load
+from fgvc_ext.models import Model, load
 from fgvc_ext.training import distributed
-from fgvc_ext.training.checkpoints import CheckpointCorrupt
 from fgvc_ext.training.config import RunConfig, check_limits, load_config
 from fgvc_ext.training.device import choose_device
-from fgvc_ext.training.run_folder import RunFolder, RunLocked, read_run
+from fgvc_ext.training.messages import (
+    OutOfMemory,
+    ReportFailed,
+    is_out_of_memory,
+    is_told_in_one_line,
+    warnings_in_one_line,
+)
+from fgvc_ext.training.run_folder import RunFolder, read_run
 from fgvc_ext.training.stages import Artefact, Result, Results, Stage, check_names, run_stages
-from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted
-from fgvc_ext.training.trainer import NonFiniteLoss
+from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted, StopRequest
 
 if TYPE_CHECKING:  # it needs matplotlib, and only a report does
     from fgvc_ext.explain.comparison import ModelView
 
 Config = TypeVar("Config", bound=RunConfig)
-ERRORS = (ValueError, OSError, BrokenImageError, RunLocked, CheckpointCorrupt, WeightsFileError, NonFiniteLoss)
-"""What is told in one line; anything else is a bug and shows its traceback."""
+EXIT_INTERRUPTED = 130
+"""Exit code of a run that a second Ctrl-C has ended at once: what a shell reports of SIGINT."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Driver(Generic[Config]):
     figures: Callable[[Config, Datasets, Results], None] | None = None
 
     def main(self, arguments: Sequence[str] | None = None, program: Sequence[str] | None = None) -> int:
-        """Read the configuration, train, report; returns the exit code: 0 done, 75 preempted, 1 an error.
+        """Read the configuration, train, report; returns the exit code: 0 done, 75 preempted, 130 a second Ctrl-C, 1 an
+        error that is told in one line. A bug is raised, and with --debug every error.
 
         Args:
             arguments: of the command line; None: this process' own.
@@ -70,20 +75,30 @@ class Driver(Generic[Config]):
         try:
             config = self.read_arguments(arguments)
             debug = config.debug
-            with distributed.joined():
+            with warnings_in_one_line(), distributed.joined(), distributed.one_voice():
                 return self._run(config, arguments)
         except Preempted as stop:
-            print(f"{stop}. To go on: {command_to_go_on(program, arguments)}")
+            if distributed.is_main():
+                print(f"{stop}. To go on: {command_to_go_on(program, arguments)}")
             return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
+        except KeyboardInterrupt:
+            print(f"interrupted; what is saved stays. To go on: {command_to_go_on(program, arguments)}")
+            return EXIT_INTERRUPTED
         except distributed.OtherProcessFailed as error:  # that one says it; the main one sums up
             if distributed.is_main():
                 print(f"error: {error}", file=sys.stderr)
             return 1
-        except ERRORS as error:
-            if debug:
+        except Exception as error:
+            if debug or not is_told_in_one_line(error, self._file()):
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 1
+
+    def _kind(self) -> type[Config]:
+        return type(next(iter(self.presets.values()))[1])
+
+    def _file(self) -> str | None:
+        return getattr(sys.modules.get(self._kind().__module__), "__file__", None)
 
     def read_arguments(self, arguments: Sequence[str]) -> Config:
         """A preset and changes to it, or --config FILE and changes to that."""
@@ -91,7 +106,7 @@ class Driver(Generic[Config]):
         if list(arguments[:1]) == ["--config"]:
             if len(arguments) < 2:
                 raise ValueError("--config: expected the config.json of a run")
-            kind = type(next(iter(self.presets.values()))[1])
+            kind = self._kind()
             base = load_config(kind, arguments[1])
             config = tyro.cli(kind, default=base, args=arguments[2:], config=markers)
         else:
@@ -107,26 +122,43 @@ class Driver(Generic[Config]):
         datasets = load_datasets(config.data, config.seed, *limits, broken_images=broken_images)
         facts = {"title": self.title, "data": datasets.facts(), "seed": config.seed}
 
-        def config_hash(folder: Path) -> str:
+        def wanted(folder: Path) -> RunFolder:
             weights = config.model.facts(folder, download=False)
-            return RunFolder(folder, config, facts={**facts, "weights": weights}).config_hash
+            return RunFolder(folder, config, facts={**facts, "weights": weights})
 
         if not any(word.partition("=")[0] == "--out" for word in arguments):
-            config = dataclasses.replace(config, out=distributed.on_main(choose_folder, config, config_hash))
+            config = dataclasses.replace(config, out=distributed.on_main(choose_folder, config, wanted))
         if config.dry_run:
             show_plan(config, self.stages(config, datasets))
             return 0
         facts["weights"] = distributed.on_main(config.model.facts, config.out)
         distributed.on_each(config.model.facts, config.out)  # another machine may have to download them for itself
         stages = self.stages(config, datasets)
-        with RunFolder(config.out, config, resume=config.resume, facts=facts) as run:
-            results = run_stages(stages, run, config.engine, force=config.force_stage)
-        if distributed.is_main():
-            for entry in run.data["stages"]:
-                print(_summary(entry))
-            if config.report:
-                print(f"report: {self._report(config, datasets, results)}")
+        with RunFolder(config.out, config, resume=config.resume, facts=facts) as run, StopRequest() as stop:
+            try:
+                results = run_stages(stages, run, config.engine, force=config.force_stage, stop=stop)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise OutOfMemory(_at_work(run), config) from error
+                raise
+            if distributed.is_main():
+                for entry in run.data["stages"]:
+                    print(_summary(entry))
+                if config.report:
+                    with stop.at_once("the report"):
+                        print(f"report: {self._written_report(config, datasets, results)}")
         return 0
+
+    def _written_report(self, config: Config, datasets: Datasets, results: Mapping[str, Result]) -> Path:
+        try:
+            return self._report(config, datasets, results)
+        except Preempted:
+            raise
+        except Exception as error:
+            raise ReportFailed(
+                f"the training is done, but not its report: {str(error) or type(error).__name__}. "
+                "The same command writes it, without training"
+            ) from error
 
     def _report(self, config: Config, datasets: Datasets, results: Mapping[str, Result]) -> Path:
         """Figures of the test images, seen by every trained model, and report.html; returns its path."""
@@ -155,6 +187,10 @@ def _models(results: Mapping[str, Result], device: torch.device) -> dict[str, Mo
     return {name: load(path, device) for name, path in files.items()}
 
 
+def _at_work(run: RunFolder) -> str:
+    return next((entry["name"] for entry in run.data["stages"] if entry.get("status") == "running"), "?")
+
+
 def _summary(entry: Mapping[str, Any]) -> str:
     """ "ours: last 71.2 %, best_test 72.0 %" """
     headline = entry.get("headline")
@@ -166,7 +202,7 @@ def _summary(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']}: " + ", ".join(f"{kind} {headline} {value:.4g}" for kind, value in values)
 
 
-def choose_folder(config: RunConfig, config_hash: Callable[[Path], str]) -> Path:
+def choose_folder(config: RunConfig, wanted: Callable[[Path], RunFolder]) -> Path:
     """The folder of a run whose --out is a default: the one to go on with, or the next number that is free.
 
     A run that is unfinished and has this configuration goes on. Others are left alone, unless the command asks for a
@@ -184,7 +220,7 @@ def choose_folder(config: RunConfig, config_hash: Callable[[Path], str]) -> Path
             found = read_run(folder / "run.json")
         except ValueError:  # damaged: none to go on with
             found = {}
-        mine = found.get("status") != "finished" and found.get("config_hash") == config_hash(folder)
+        mine = found.get("status") != "finished" and wanted(folder).is_of(found)
         if mine and config.resume != "never":
             return folder
         number += 1

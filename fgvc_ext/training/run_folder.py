@@ -6,10 +6,11 @@ import json
 import platform
 import socket
 import sys
+import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ import torch
 import torchvision
 
 from fgvc_ext._version import __version__
-from fgvc_ext.atomic_files import file_sha256, write_json
+from fgvc_ext.atomic_files import file_sha256, remove_unfinished, write_json
 from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import Checkpoints
-from fgvc_ext.training.config import check_limits, digest, identity, save_config
+from fgvc_ext.training.config import check_limits, defaults, differences, digest, identity, save_config
+from fgvc_ext.training.device import describe_device
 from fgvc_ext.training.metrics import MetricFiles
 from fgvc_ext.training.run_lock import RunLock, RunLocked
 
@@ -61,7 +63,7 @@ class RunFolder:
         self.data: dict[str, Any] = {}
         self._facts = dict(facts)
         self._lock = RunLock(self.path)
-        self._begun = False
+        self._begun = self._compared = False
 
     @property
     def starts_from(self) -> Path | None:
@@ -132,18 +134,40 @@ class RunFolder:
     def _remove_left_overs(self) -> None:
         """Unfinished files of a process that was killed while writing: the lock is ours, so it is none that lives."""
         for folder in (self.path, self.checkpoints, self.weights, self.artefacts):
-            for file in folder.glob(".*.[0-9]*.tmp"):
-                file.unlink(missing_ok=True)
+            remove_unfinished(folder)
 
-    def begin(self) -> None:
+    def is_of(self, run: Mapping[str, Any]) -> bool:
+        """Whether a run.json is that of a run with this configuration and these data."""
+        before = run.get("identity")
+        return before is not None and not differences(before, self.identity, defaults(self.config))
+
+    def begin(self, device: torch.device) -> None:
         """Everything is checked, and training begins: record configuration, status and session; once in a session."""
         if self._begun:
             return
         self._begun = True
         if distributed.is_main():
             save_config(self.config, self.path / "config.json")
-        sessions = [*self.data.get("sessions", []), _session()]
-        self.update(**self._facts, status="running", config_hash=self.config_hash, sessions=sessions, error=None)
+        self.update(
+            **self._facts,
+            status="running",
+            identity=self.identity,
+            config_hash=self.config_hash,
+            sessions=[*self.data.get("sessions", []), _session(device)],
+            error=None,
+        )
+
+    def compare_sessions(self) -> None:
+        """Something is to be computed: warn, once, if the last session had what gives other bits than this one."""
+        sessions = self.data.get("sessions", [])
+        if self._compared or len(sessions) < 2 or not distributed.is_main():
+            return
+        self._compared = True
+        before, now = (_what_decides_bits(session) for session in sessions[-2:])
+        changes = [f"{name} was {before[name]} and is {now[name]}" for name in now if before[name] != now[name]]
+        if changes:
+            bits = "the run goes on, but may not end with the bits of one that was never interrupted"
+            warnings.warn(f"{self.path}: since the last session, {', '.join(changes)}: {bits}", stacklevel=2)
 
     def update(self, **values: Any) -> None:
         """Set entries of run.json (None removes one) and write it."""
@@ -155,6 +179,16 @@ class RunFolder:
     def entry(self, name: str) -> dict[str, Any] | None:
         """What run.json says of a stage or artefact; None for one that was never begun."""
         return next((entry for entry in self.data["stages"] if entry["name"] == name), None)
+
+    def identity_of(self, name: str, unknown: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
+        """The identity under which a stage or artefact was begun; `unknown` for one that never was."""
+        entry = self.entry(name)
+        return unknown if entry is None else entry["identity"]
+
+    def epochs_of(self, name: str) -> int:
+        """How many epochs of a stage are trained, whole ones."""
+        entry = self.entry(name) or {}
+        return max(entry.get("epoch", 0), self.checkpoints_of(name).newest_epoch())
 
     def update_entry(self, name: str, **values: Any) -> None:
         """Set fields of a stage's entry, which is made where there is none."""
@@ -189,7 +223,7 @@ def read_run(file: Path) -> dict[str, Any]:
     return data
 
 
-def _session() -> dict[str, Any]:
+def _session(device: torch.device) -> dict[str, Any]:
     """What one start of the run was: when, how, with what and where."""
     return {
         "started": _now(),
@@ -203,8 +237,21 @@ def _session() -> dict[str, Any]:
             "pillow": PIL.__version__,
         },
         "processes": distributed.current_process().world_size,
-        "machine": {"host": socket.gethostname(), "system": platform.platform(), "threads": torch.get_num_threads()},
+        "machine": {
+            "host": socket.gethostname(),
+            "system": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "device": describe_device(device),
+        },
     }
+
+
+def _what_decides_bits(session: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a session: what decides in which order sums are made. What an older version has not recorded is unknown."""
+    machine = session.get("machine", {})
+    found = {"torch": session.get("versions", {}).get("torch")}
+    found |= {"number of threads": machine.get("threads"), "device": machine.get("device")}
+    return {name: "unknown" if value is None else value for name, value in found.items()}
 
 
 def _now() -> str:

@@ -23,7 +23,8 @@ from fgvc_ext.models.model import Model, describe
 from fgvc_ext.models.weights_file import save_weights
 from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import load_checkpoint, stage_of
-from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig, Precision, differences, digest, identity
+from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig, Precision, defaults, identity
+from fgvc_ext.training.continuation import EPOCHS, is_moved, refusals, stage_hash
 from fgvc_ext.training.device import choose_device, choose_precision, hint_of_bf16
 from fgvc_ext.training.random_state import seed_everything
 from fgvc_ext.training.run_folder import RunFolder
@@ -138,14 +139,14 @@ def run_stages(
         raise ValueError(f"--force-stage: expected some of {', '.join(s.name for s in stages)}, got {unknown[0]!r}")
     engine = _with_precision(engine, run)
     distributed.on_main(_check, stages, run, engine, force)
-    run.begin()
+    run.begin(choose_device(engine.device))
     run.update(precision=engine.precision)
-    distributed.on_main(_reopen, stages, run, engine, force)
+    run.data = distributed.on_main(_reopen, stages, run, engine, force)
     results: dict[str, Result] = {}
     with stop or StopRequest() as asked:
         for stage in stages:
             earlier = {name: results[name] for name in stage.needs}
-            distributed.on_main(_refuse_stale, stage, run, stage_identity(stage, run, engine, earlier))
+            distributed.on_main(_refuse_stale, stage, run, engine, earlier)
             if not distributed.on_main(run.is_done, stage.name):
                 _do(stage, earlier, run, engine, asked)
             results[stage.name] = result_of(stage.name, run)
@@ -210,8 +211,8 @@ def _check(stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineCon
     for stage in stages:
         known = {name: results[name] for name in stage.needs if name in results}
         if stage.name not in force:
-            _refuse_stale(stage, run, stage_identity(stage, run, engine, known), known)
-            if run.is_done(stage.name):
+            now = _refuse_stale(stage, run, engine, known)
+            if run.is_done(stage.name) and not is_moved(run.identity_of(stage.name), now):
                 results[stage.name] = result_of(stage.name, run)
     if run.starts_from is not None:
         owner = stage_of(run.starts_from)
@@ -222,61 +223,80 @@ def _check(stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineCon
         load_checkpoint(run.starts_from)
 
 
-def _refuse_stale(
-    stage: Stage | Artefact, run: RunFolder, now: Mapping[str, Any], known: Results | None = None
-) -> None:
+def _refuse_stale(stage: Stage | Artefact, run: RunFolder, engine: EngineConfig, known: Results) -> dict[str, Any]:
     """ConfigMismatch, with the differences, where a stage was begun under another identity than it has now.
 
     `known`: the results that are there already. What was made of others, which are still to come, is not compared.
     """
-    entry = run.entry(stage.name)
-    if entry is None:
-        return
-    pending = set() if known is None else {f"result of {name}" for name in stage.needs if name not in known}
-    before = {name: value for name, value in entry["identity"].items() if name not in pending}
-    if lines := differences(before, now):
+    now = stage_identity(stage, run, engine, known)
+    pending = {f"result of {name}" for name in stage.needs if name not in known}
+    before = {name: value for name, value in run.identity_of(stage.name, now).items() if name not in pending}
+    if lines := refusals(before, now, _defaults(stage, run, engine), _trained(stage, run)):
         raise ConfigMismatch(
             f"stage {stage.name} of the run in {run.path} builds on other settings or inputs:\n  "
             + "\n  ".join(lines)
             + f"\n--force-stage {stage.name} does it again, another --out starts anew"
         )
+    return now
 
 
-def _reopen(stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineConfig, force: Sequence[str]) -> None:
-    """Make not done what is forced, and the stage that a checkpoint was named of.
+def _defaults(stage: Stage | Artefact, run: RunFolder, engine: EngineConfig) -> dict[str, Any]:
+    found = defaults(run.config if stage.config is None else dict(stage.config))
+    return found | defaults({"optim": stage.optim, "engine": engine}) if isinstance(stage, Stage) else found
+
+
+def _trained(stage: Stage | Artefact, run: RunFolder) -> int | None:
+    return run.epochs_of(stage.name) if isinstance(stage, Stage) else None
+
+
+def _reopen(
+    stages: Sequence[Stage | Artefact], run: RunFolder, engine: EngineConfig, force: Sequence[str]
+) -> dict[str, Any]:
+    """Make not done what is forced, what is to end at another epoch, and the stage that a checkpoint was named of.
+
+    Returns what run.json then says, for all processes.
 
     A forced stage that is half done under its present identity goes on: so does a forced run that was interrupted.
     """
     for stage in stages:
         entry = run.entry(stage.name)
-        if stage.name in force and entry is not None:
-            known = {name: result_of(name, run) for name in stage.needs if run.is_done(name)}
-            same = not differences(entry["identity"], stage_identity(stage, run, engine, known))
-            if entry.get("status") == "done" or not same:
+        if entry is None:
+            continue
+        known = {name: result_of(name, run) for name in stage.needs if run.is_done(name)}
+        before, now = entry["identity"], stage_identity(stage, run, engine, known)
+        if stage.name in force:
+            stale = refusals(before, now, _defaults(stage, run, engine), _trained(stage, run))
+            if entry.get("status") == "done" or stale:
                 run.forget(stage.name)
+                continue
+        if isinstance(stage, Stage) and is_moved(before, now):
+            run.update_entry(stage.name, status="running", identity={**before, EPOCHS: now[EPOCHS]})
     if run.starts_from is not None:
         owner = stage_of(run.starts_from)
         assert owner is not None
         run.checkpoints_of(owner).discard_newer(run.starts_from)
         if run.entry(owner) is not None:
             run.update_entry(owner, status="running")
+    return run.data
 
 
 # -------------------------------------------------------------------- doing a stage
 
 
 def _do(stage: Stage | Artefact, earlier: Results, run: RunFolder, engine: EngineConfig, stop: StopRequest) -> None:
-    now = stage_identity(stage, run, engine, earlier)
+    run.compare_sessions()
     if run.entry(stage.name) is None:
         distributed.on_main(_clear, stage.name, run)
-        run.update_entry(stage.name, status="running", config_hash=digest(now), identity=now)
+        now = stage_identity(stage, run, engine, earlier)
+        run.update_entry(stage.name, status="running", config_hash=stage_hash(now), identity=now)
+    config_hash = stage_hash(run.identity_of(stage.name))  # of the fields that there were when it was begun
     if isinstance(stage, Stage):
-        Trainer(stage.training(earlier, digest(now)), run, engine, stop).fit()
+        Trainer(stage.training(earlier, config_hash), run, engine, stop).fit()
         return
     with stop.at_once(f"artefact {stage.name}"):
         seed_everything(derive_seed(stage.seed, f"artefact {stage.name}"))
         made = stage.make(earlier)
-        outputs = distributed.on_main(_write, stage, made, run, digest(now))
+        outputs = distributed.on_main(_write, stage, made, run, config_hash)
     run.update_entry(stage.name, status="done", outputs=outputs)
 
 

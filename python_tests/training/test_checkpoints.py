@@ -16,7 +16,7 @@ from toy_training import Child, save_forever, save_more_than_fits
 
 from fgvc_ext.atomic_files import file_sha256, write_atomically
 from fgvc_ext.training.checkpoints import CheckpointCorrupt, Checkpoints, load_checkpoint, stage_of
-from fgvc_ext.training.random_state import random_state, restore_random_state
+from fgvc_ext.training.random_state import random_state, restore_random_state, seed_everything
 
 
 def test_the_newest_two_are_kept(tmp_path):
@@ -126,8 +126,47 @@ def test_a_bad_manifest_is_named(manifest, tmp_path):
         load_checkpoint(file)
 
 
+def test_a_manifest_of_another_version_is_refused(tmp_path):
+    file = Checkpoints(tmp_path, "s").save({"step": 1}, epoch=0, step=1)
+    manifest = json.loads(file.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(CheckpointCorrupt, match="expected a manifest of schema 1"):
+        load_checkpoint(file)
+
+
+def test_a_checkpoint_without_a_manifest_does_not_stay(tmp_path):
+    """A process that was killed between the two has left it; nothing else would ever remove it."""
+    checkpoints, other = Checkpoints(tmp_path, "s"), Checkpoints(tmp_path, "other")
+    left, kept = (of.save({"step": 1}, epoch=0, step=1) for of in (checkpoints, other))
+    for file in (left, kept):
+        file.with_suffix(".json").unlink()
+    new = checkpoints.save({"step": 2}, epoch=0, step=2)
+    assert sorted(tmp_path.glob("*.pt")) == sorted([kept, new]), "that of another stage is its own business"
+
+
+def test_newer_checkpoints_are_discarded_and_the_named_one_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "s", keep=9)
+    files = [checkpoints.save({"step": step}, epoch=step // 2, step=step) for step in range(4)]
+    assert checkpoints.newest_epoch() == 1
+    checkpoints.discard_newer(files[1])
+    assert sorted(tmp_path.glob("*.pt")) == files[:2]
+    assert len(checkpoints.manifests()) == 2
+    assert (checkpoints.newest_epoch(), Checkpoints(tmp_path, "t").newest_epoch()) == (0, 0)
+
+
 def _draws() -> list:
     return [torch.rand(2).tolist(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
+
+
+def test_one_seed_is_for_all_generators():
+    def drawn(seed: int) -> list:
+        seed_everything(seed)
+        return _draws()
+
+    expected = drawn(3)
+    assert drawn(3) == expected
+    assert not [pair for pair in zip(drawn(4), expected, strict=True) if pair[0] == pair[1]]
+    assert drawn(2**62 + 3) == drawn(2**62 + 3), "NumPy takes 32 bits"
 
 
 def test_random_state_survives_a_file(tmp_path):

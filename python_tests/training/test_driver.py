@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fgvc_ext.cli import main
-from fgvc_ext.training import EXIT_PREEMPTED, OptimConfig, Preempted, RunConfig
-from fgvc_ext.training.driver import Driver, choose_folder
+from fgvc_ext.training import EXIT_PREEMPTED, Preempted, RunConfig
+from fgvc_ext.training.driver import choose_folder
 from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.trainer import Trainer
 
@@ -29,13 +29,13 @@ SMALL = [
 def _left(folder: Path, config: RunConfig, status: str) -> None:
     """A run folder as a run leaves it."""
     folder.mkdir()
-    run = {"status": status, "config_hash": RunFolder(folder, config, facts={}).config_hash, "stages": []}
+    run = {"status": status, "identity": RunFolder(folder, config, facts={}).identity, "stages": []}
     (folder / "run.json").write_text(json.dumps(run))
 
 
 def _chosen(out: Path, **changes) -> str:
     config = RunConfig(out=out, **changes)
-    return choose_folder(config, lambda folder: RunFolder(folder, config, facts={}).config_hash).name
+    return choose_folder(config, lambda folder: RunFolder(folder, config, facts={})).name
 
 
 def test_a_default_folder_goes_on_or_gets_the_next_number(tmp_path):
@@ -54,19 +54,6 @@ def test_a_default_folder_goes_on_or_gets_the_next_number(tmp_path):
     (tmp_path / "demo-3").mkdir()
     (tmp_path / "demo-3/run.json").write_text("{")
     assert _chosen(out) == "demo-4", "what is damaged is left alone"
-
-
-def test_debug_shows_the_traceback(capsys):
-    def broken(config, datasets):
-        raise ValueError("a bug")
-
-    driver = Driver("Toy", {"demo": ("Demo", RunConfig(optim=OptimConfig(epochs=1)))}, broken)
-    arguments = ["demo", "--data.classes", "2", "--data.train-per-class", "1", "--data.test-per-class", "1"]
-    arguments += ["--data.image-size", "32"]
-    assert driver.main(arguments) == 1
-    assert capsys.readouterr().err == "error: a bug\n"
-    with pytest.raises(ValueError, match="a bug"):
-        driver.main([*arguments, "--debug", "True"])
 
 
 def test_the_command_lists_the_drivers(capsys):

@@ -10,12 +10,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import toy_training
 from toy_training import Child, ToyConfig, ToyImages, open_run, toy_stages, traces, train
 
-from fgvc_ext.training import CheckpointCorrupt, ConfigMismatch, Preempted, run_stages
+from fgvc_ext.training import CheckpointCorrupt, Classification, ConfigMismatch, Preempted, run_stages
 from fgvc_ext.training.stop_request import StopRequest
 
 STEPS_PER_EPOCH = 4  # 33 images in batches of 8: the 33rd joins the last batch
@@ -77,6 +78,30 @@ def test_workers_change_nothing(before, after, uninterrupted, tmp_path):
     _interrupt(tmp_path, replace(config, engine=replace(config.engine, workers=before)), 7)
     train(tmp_path, replace(config, engine=replace(config.engine, workers=after)))
     assert traces(tmp_path) == uninterrupted
+
+
+class _Dice(Classification):
+    """Its loss depends on all generators of random numbers, and so does what it is built with."""
+
+    def __init__(self, model, loss) -> None:
+        super().__init__(model, loss)
+        self.register_buffer("drawn", torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))]))
+
+    def step(self, batch):
+        answer = super().step(batch)
+        factor = 1 + random.random() + np.random.rand() + np.random.randn() + random.gauss(0, 1)
+        return {**answer, "loss": answer["loss"] * factor}
+
+
+def test_the_generators_of_python_and_numpy_go_on_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(toy_training, "Classification", _Dice)
+    train(tmp_path / "whole", ToyConfig())
+    for at in (3, 11):
+        _interrupt(tmp_path / f"run-{at}", ToyConfig(), at)
+        random.seed(at)
+        np.random.seed(at)
+        train(tmp_path / f"run-{at}", ToyConfig())
+        assert traces(tmp_path / f"run-{at}") == traces(tmp_path / "whole")
 
 
 def test_another_seed_gives_another_run(uninterrupted, tmp_path):
@@ -199,15 +224,6 @@ def test_a_damaged_run_file_is_named(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
         train(tmp_path, ToyConfig())
-
-
-def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
-    left = [tmp_path / folder / ".file.1.tmp" for folder in ("", "weights", "checkpoints")]
-    for file in left:
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    with open_run(tmp_path, ToyConfig()):
-        assert not any(file.exists() for file in left)
 
 
 def test_another_input_of_a_half_trained_stage_is_refused_by_name(tmp_path):

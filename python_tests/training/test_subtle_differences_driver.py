@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from fgvc_ext.atomic_files import file_sha256
+from fgvc_ext.data.pipeline import load_datasets
 from fgvc_ext.models import SubtleDifferences, load
 from fgvc_ext.models.weights_file import load_weights_file
 from fgvc_ext.training.driver import command_to_go_on
@@ -157,6 +158,39 @@ def test_the_ablations_differ(driver):
     assert loss_and_block("--method.gce", "False") == ("CrossEntropyLoss", True)
     assert loss_and_block("--method.diversification", "False") == ("GradientBoostingCrossEntropyLoss", False)
     assert loss_and_block("--method.gce-from-epoch", "1") == ("CrossEntropyLoss", True)
+
+
+def test_what_the_method_is_set_to_reaches_block_and_loss(driver):
+    given = ["--method.p-peak", "0.25", "--method.p-patch", "0.75", "--method.patch-size", "5", "--method.alpha", "0.3"]
+    config = driver.DRIVER.read_arguments(["demo", *SMALL, *given, "--method.k", "2", "--method.gce-from-epoch", "3"])
+    task = driver.build_task(config, config.method, list("abcd"), {})
+    block = task.model.diversification
+    assert (block.p_peak, block.p_patch, block.patch_size, block.alpha) == (0.25, 0.75, 5, 0.3)
+    task.start_epoch(2)
+    assert type(task.loss).__name__ == "CrossEntropyLoss"
+    task.start_epoch(3)
+    assert (type(task.loss).__name__, task.loss.k) == ("GradientBoostingCrossEntropyLoss", 2)
+
+
+def test_the_run_ships_ours_and_not_the_plain_network(finished):
+    read = {name: (finished / f"weights/{name}.safetensors").read_bytes() for name in ("plain", "ours", "last")}
+    assert read["last"] == read["ours"] != read["plain"]
+    assert load(finished / "weights/plain.safetensors").diversification is None
+
+
+def test_five_crops_are_evaluated_where_they_are_wanted(driver, finished):
+    def final(*arguments: str) -> list[str]:
+        config = driver.DRIVER.read_arguments(["demo", *SMALL, *arguments])
+        return list(driver.stages(config, load_datasets(config.data, config.seed))[-1].final({}))
+
+    assert (final(), final("--five-crop", "False")) == (["five_crop"], [])
+
+
+def test_another_method_makes_only_its_own_stage_stale(driver, finished, capsys):
+    before = (finished / "run.json").read_bytes()
+    assert driver.DRIVER.main(["demo", "--out", str(finished), *SMALL, "--method.p-peak", "0.1"]) == 1
+    assert "stage ours of the run" in capsys.readouterr().err
+    assert (finished / "run.json").read_bytes() == before
 
 
 def test_the_papers_recipe_is_the_cub_preset(driver):

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,18 @@ def save_more_than_fits(folder: Path) -> int:
 # A server that has imported torch, and computed nothing, forks the children: they start in milliseconds. A fork of
 # the test process itself would inherit the locks of OpenMP's threads without the threads.
 _children = multiprocessing.get_context("forkserver")
-_children.set_forkserver_preload(["toy_training"])
+_children.set_forkserver_preload(["toy_driver"])
+
+
+def _start_server() -> None:
+    """It looks for what it imports beforehand on PYTHONPATH alone, and passes over in silence what it does not find."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
 
 
 class Child:
@@ -216,6 +228,7 @@ class Child:
 
     def __init__(self, output: Path, function: Callable[..., int], *arguments: Any) -> None:
         self.output = output
+        _start_server()
         self.process = _children.Process(target=_run, args=(output, function, arguments), daemon=True)
         self.process.start()
 

@@ -151,7 +151,7 @@ MUTANTS = [
             "os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')",
             "0",
             tests=JOBS,
-            survives="Whether a restart meets the dead attempt's addresses is a matter of luck: some come back without the prefix.",
+            survives="Whether a restart meets the addresses of dead processes is luck: some come back without it.",
         ),
         Mutant("several-failures-unheard", "if others :=", "if False and", tests=JOBS),
         tests=SEVERAL,
