@@ -18,6 +18,7 @@ from fgvc_ext.data.loading import Batch
 from fgvc_ext.nn import ClassMeanLoss
 from fgvc_ext.training import distributed
 from fgvc_ext.training.config import EngineConfig, OptimConfig
+from fgvc_ext.training.device import choose_precision
 from fgvc_ext.training.evaluation import add_sums
 from fgvc_ext.training.health import Findings, Health
 from fgvc_ext.training.optimisation import PRECISIONS, MovingAverage, build_optimizer, build_scheduler
@@ -40,6 +41,7 @@ class TrainingStep:
         self, task: Task, optim: OptimConfig, engine: EngineConfig, device: torch.device, steps_per_epoch: int
     ) -> None:
         self.task, self.optim, self.engine, self.device = task, optim, engine, device
+        self.precision = choose_precision(engine, device)
         self._check_accumulation()
         self.parallel = distributed.data_parallel(task)
         self.forward = torch.compile(self.parallel) if engine.compile else self.parallel
@@ -47,7 +49,7 @@ class TrainingStep:
         self._check_optimizer()
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = build_scheduler(self.optimizer, optim, steps_per_epoch)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=engine.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.average = MovingAverage(task, optim.ema_decay) if optim.ema_decay is not None else None
         self.health = Health(device, engine.max_skipped_steps)
         self._first = True
@@ -114,8 +116,7 @@ class TrainingStep:
         return sums, sums["loss"] / max(1, own)
 
     def _autocast(self) -> torch.autocast:
-        precision = self.engine.precision
-        return torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "fp32")
+        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
 
     def _gradients_are_finite(self) -> Tensor:
         """bool [] on the device. Clips where asked for; the gradients' common scale is taken out before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -116,11 +117,11 @@ def _very_slow(image):
     return slow_jitter(image)
 
 
-def _torchrun(folder: Path, *options: str, what: tuple[str, ...] = ()) -> subprocess.Popen:
+def _torchrun(folder: Path, *options: str, file: Path = Path(__file__), what: tuple[str, ...] = ()) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, __file__, str(folder), *what],
+        [*command, str(file), *([str(folder)] if file == Path(__file__) else []), *what],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -157,6 +158,20 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_goes_on(uninterrupte
     code, text = _ended(_torchrun(folder))
     assert code == 0, text
     assert traces(folder) == uninterrupted
+
+
+def test_a_driver_trains_in_several_processes_and_speaks_with_one_voice(tmp_path):
+    small = {"--data.classes": 4, "--data.train-per-class": 6, "--data.test-per-class": 3, "--data.image-size": 48,
+             "--data.resize": 48, "--data.crop": 40, "--optim.epochs": 1, "--optim.batch-size": 8,
+             "--optim.warmup-epochs": 0, "--engine.workers": 0}  # fmt: skip
+    words = [str(word) for pair in small.items() for word in pair]
+    driver = HERE.parents[1] / "train/subtle_differences.py"
+    code, text = _ended(_torchrun(tmp_path / "run", file=driver, what=("demo", "--out", str(tmp_path / "run"), *words)))
+    assert code == 0, text
+    assert text.count("report: ") == text.count("ours 1/1") == 1, text
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert (run["status"], run["sessions"][0]["processes"]) == ("finished", 2)
+    assert (tmp_path / "run/report.html").is_file()
 
 
 # ---------------------------------------------------------------- faults of one process

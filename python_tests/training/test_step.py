@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_training import ToyModel
 
 from fgvc_ext.cli.train import drivers_folder, load_driver
+from fgvc_ext.data.loading import to_device
 from fgvc_ext.data.pipeline import load_datasets
 from fgvc_ext.nn import ClassMeanLoss
 from fgvc_ext.training import Classification, EngineConfig, OptimConfig
@@ -235,7 +236,8 @@ def test_no_driver_waits_in_a_step(paper):
         training = stage.training({})
         step = TrainingStep(training.build(), training.optim, EngineConfig(precision="fp32"), CPU, 2)
         batches = EpochBatches(len(training.train), 6, 0)
-        for number, batch in enumerate(training_loader(training.train, batches, workers=0)):
+        for number, loaded in enumerate(training_loader(training.train, batches, workers=0)):
+            batch = to_device(loaded, CPU, normalise=training.train.normalise)
             if number == 0:
                 step(batch, number, [6])
             else:

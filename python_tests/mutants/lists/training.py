@@ -31,7 +31,7 @@ MUTANTS = [
         Mutant("step-scaled", "self.scaler.unscale_(self.optimizer)", "pass"),
         Mutant("step-scale-never-changes", "self.scaler.update()", "pass"),
         Mutant("step-schedule-stands", "self.scheduler.step()", "pass", tests=STEP),
-        Mutant("step-precision-ignored", 'enabled=precision != "fp32"', "enabled=False"),
+        Mutant("step-precision-ignored", 'enabled=self.precision != "fp32"', "enabled=False"),
         Mutant(
             "step-not-compiled", "torch.compile(self.parallel) if engine.compile else self.parallel", "self.parallel"
         ),
