@@ -168,7 +168,7 @@ def test_a_driver_trains_in_several_processes_and_speaks_with_one_voice(tmp_path
     driver = HERE.parents[1] / "train/subtle_differences.py"
     code, text = _ended(_torchrun(tmp_path / "run", file=driver, what=("demo", "--out", str(tmp_path / "run"), *words)))
     assert code == 0, text
-    assert text.count("report: ") == text.count("ours 1/1") == 1, text
+    assert text.count("report.html") == text.count("ours: last") == text.count("ours 1/1") == 1, text
     run = json.loads((tmp_path / "run/run.json").read_text())
     assert (run["status"], run["sessions"][0]["processes"]) == ("finished", 2)
     assert (tmp_path / "run/report.html").is_file()
