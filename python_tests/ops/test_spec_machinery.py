@@ -139,7 +139,13 @@ class TestAListOfTensors:
         ids=lambda test: test.__name__,
     )
     def test_passes_what_takes_a_spec(self, test: Callable[..., None]) -> None:
-        extra = {"function": "function", "device": "cpu", "layout": "contiguous", "dynamic": False, "kind": "one number"}
+        extra = {
+            "function": "function",
+            "device": "cpu",
+            "layout": "contiguous",
+            "dynamic": False,
+            "kind": "one number",
+        }
         wanted = test.__code__.co_varnames[: test.__code__.co_argcount]
         test(spec=THROW_AWAY, **{name: value for name, value in extra.items() if name in wanted})
 

@@ -231,6 +231,6 @@ MUTANTS = [
             "",
             tests=("python_tests/packaging/test_build.py", "-k", "the_processor_is_asked"),
         ),
-        tests=("python_tests/packaging/test_import.py", "-k", "instruction_set"),
+        tests=("python_tests/packaging/test_machine.py", "-k", "instruction_set"),
     ),
 ]
