@@ -254,6 +254,13 @@ def test_pairs_are_drawn_by_the_words_of_philox() -> None:
     assert torch.equal(_drawn(eligible, 256, torch.tensor(7)), eligible & (words <= last))
 
 
+def test_no_draw_is_spent_on_a_distant_pair() -> None:
+    """Two groups of 20 classes: 380 pairs of equal means, and 400 beyond the margin."""
+    embeddings = torch.eye(2).repeat(20, 1)
+    losses = official_class_mean_loss(embeddings, torch.arange(40), embeddings, seed=torch.tensor(7))
+    assert losses.between.item() == pytest.approx(16 / 4 * 0.75**2)  # 256 equal pairs, divided by 256
+
+
 def test_the_draws_of_pairs_are_without_bias() -> None:
     """The mean over many draws is the mean over all pairs, of which 256 are drawn."""
     embeddings, labels = batch(40, 12, seed=4)
