@@ -113,6 +113,7 @@ class Workshop:
         if not self.configured:
             options = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={self.ninja}", f"-DPython_EXECUTABLE={sys.executable}"]
             options += ["-DFGVC_EXT_EMULATION=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON"]  # what is installed is tested
+            options += ["-DFGVC_EXT_OPTIMIZE=-O1"]  # compiles in half the time, and computes the same
             command = [self.cmake, "-S", str(self.tree), "-B", str(self.build_folder), *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             self.configured = True
