@@ -159,6 +159,7 @@ class CMakeBuild(build_ext):
             f"-DFGVC_EXT_CUDA={'ON' if cuda else 'OFF'}",
             "-DFGVC_EXT_EMULATION=OFF",  # every option at every build: CMake's cache would keep the last build's
             "-DFGVC_EXT_SANITIZE=",
+            "-DFGVC_EXT_OPTIMIZE=-O3",
             f"-DFGVC_EXT_CUDA_ARCHITECTURES={architectures}",
             *shlex.split(os.environ.get("FGVC_EXT_CMAKE_ARGS", "")),
         ]

@@ -1,6 +1,7 @@
 """The lists of mutants fit the sources; six of them are caught, each by the tests it names."""
 
 import csv
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .mutant import ROOT, Mutant, files_of, mutants
-from .run import RESULTS, Results, report
+from .run import RESULTS, Preloaded, Results, report
 
 MUTANTS = mutants()
 # Of one operator with few tests and small objects: its kernel, its host side, its public function, its reference.
@@ -95,6 +96,23 @@ def test_the_committed_results_are_of_mutants_that_exist() -> None:
     known = {mutant.id for mutant in MUTANTS}
     rows = csv.DictReader(RESULTS.read_text().splitlines())
     assert [row["id"] for row in rows if row["id"] not in known] == []
+
+
+def test_a_preloaded_process_runs_the_sources_as_they_are_then(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("from source import one\ndef test_one(): assert one == 1\n")
+    preloaded = Preloaded(tmp_path)
+    for source, limit, expected in (
+        ("one = 1", 60, 0),
+        ("one = 2", 60, 1),
+        ("import time; time.sleep(60)", 1, None),
+        ("import os; os.abort()", 60, -signal.SIGABRT),
+        ("one = 1", 60, 0),
+    ):
+        (tmp_path / "source.py").write_text(source)
+        status, output = preloaded.run(["-q", "-p", "no:cacheprovider", "test_it.py"], limit)
+        assert status == expected, output
+        assert ("1 passed" in output) == (status == 0)
+    preloaded.close()
 
 
 @pytest.mark.slow

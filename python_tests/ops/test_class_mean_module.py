@@ -8,7 +8,9 @@ from torch import Tensor
 
 import fgvc_ext
 from fgvc_ext import nn, ops
-from fgvc_ext.reference.class_mean_loss import official_class_mean_loss
+from fgvc_ext.nn.class_mean import _GatherRows
+from fgvc_ext.reference.class_mean_loss import _drawn, official_class_mean_loss
+from fgvc_ext.reference.philox import draws
 
 
 def batch(samples: int, classes: int, size: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -244,6 +246,21 @@ def test_at_most_256_pairs_are_drawn() -> None:
     assert torch.equal(torch.get_rng_state(), state)  # all 253 pairs of 23 samples are taken: nothing is drawn
 
 
+def test_pairs_are_drawn_by_the_words_of_philox() -> None:
+    """The 256 eligible pairs of the smallest words; 3 is this operator's number in the counter."""
+    eligible = torch.ones(40, 40, dtype=torch.bool).triu(1)
+    words = draws(torch.tensor(7), 1, 1, 40 * 40, 3)[0, 0].view(40, 40)
+    last = words[eligible].sort().values[255]
+    assert torch.equal(_drawn(eligible, 256, torch.tensor(7)), eligible & (words <= last))
+
+
+def test_no_draw_is_spent_on_a_distant_pair() -> None:
+    """Two groups of 20 classes: 380 pairs of equal means, and 400 beyond the margin."""
+    embeddings = torch.eye(2).repeat(20, 1)
+    losses = official_class_mean_loss(embeddings, torch.arange(40), embeddings, seed=torch.tensor(7))
+    assert losses.between.item() == pytest.approx(16 / 4 * 0.75**2)  # 256 equal pairs, divided by 256
+
+
 def test_the_draws_of_pairs_are_without_bias() -> None:
     """The mean over many draws is the mean over all pairs, of which 256 are drawn."""
     embeddings, labels = batch(40, 12, seed=4)
@@ -283,3 +300,20 @@ def test_batch_sizes_are_of_every_rank_and_true_of_this_one(monkeypatch: pytest.
     for sizes in ([3], [3, 2], [3, 3, 3]):
         with pytest.raises(ValueError, match=r"batch_sizes must have 2 entries, .* and 3 for rank 1, got"):
             module(torch.randn(3, 2), torch.tensor([0, 1, 1]), batch_sizes=sizes)
+
+
+def test_the_gather_leaves_the_gradient_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks' sum is made in a copy: autograd may give the same tensor to others."""
+
+    def all_gather(parts: list[Tensor], rows: Tensor) -> None:
+        for part in parts:
+            part.copy_(rows)
+
+    monkeypatch.setattr("torch.distributed.all_gather", all_gather)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda total: total.mul_(2))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    rows, grad = torch.randn(3, 2, requires_grad=True), torch.randn(6, 2)
+    before = grad.clone()
+    _GatherRows.apply(rows, (3, 3)).backward(grad)
+    assert torch.equal(grad, before)
+    assert torch.equal(rows.grad, 2 * before[3:])

@@ -1,8 +1,11 @@
 """What ELoPE says of global k-max pooling, beyond the contract that every operator keeps."""
 
+import contextlib
+
 import pytest
 import torch
 
+import fgvc_ext
 from fgvc_ext import nn, ops
 
 
@@ -21,6 +24,17 @@ def test_gradients_by_hand() -> None:
     # Of the two fives the first in row-major order is taken.
     assert features.grad.tolist() == [[[[0, 4, 0], [2, 0, 0]]]]
     assert weight.grad.tolist() == [14, 10]
+
+
+@pytest.mark.parametrize("backend", ["kernel", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
+    """The sum of the k largest is not rounded before it is divided by k."""
+    features = torch.randn(4, 8, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with fgvc_ext.use_reference() if backend == "reference" else contextlib.nullcontext():
+        for k in (3, 5, 20):
+            exact = ops.global_k_max_pool(features.float(), k)
+            assert torch.equal(ops.global_k_max_pool(features, k), exact.to(dtype))
 
 
 def test_k_of_one_is_max_pooling_and_k_of_all_is_the_mean() -> None:

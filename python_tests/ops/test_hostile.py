@@ -80,6 +80,27 @@ def test_a_gradient_of_overlapping_elements_is_refused(name: str) -> None:
             operator(*valid[:place], stride, *valid[place + 1 :])
 
 
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("diversify_backward", "bits"),
+        ("global_k_max_pool_backward", "indices"),
+        ("global_k_max_pool_backward", "values"),
+        ("gradient_boosting_cross_entropy_backward", "rows"),
+    ],
+)
+def test_a_saved_tensor_of_other_strides_is_refused(name: str, saved: str) -> None:
+    """The kernels read it as forward wrote it: with these strides they would take the numbers of other elements."""
+    operator = getattr(torch.ops.fgvc_ext, name).default
+    place = [argument.name for argument in operator._schema.arguments].index(saved)
+    calls = [call for call in hostile.valid_calls(name) if call[place] is not None and call[place].dim() > 1]
+    valid = next(list(call) for call in calls if min(call[place].shape[-2:]) > 1)
+    operator(*valid)
+    turned = valid[place].transpose(-1, -2).contiguous().transpose(-1, -2)  # the same numbers
+    with pytest.raises(RuntimeError, match=f"{name}: {saved} must be contiguous, as forward saved it"):
+        operator(*valid[:place], turned, *valid[place + 1 :])
+
+
 def test_a_call_that_ends_the_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "program.py"
     program.write_text("""

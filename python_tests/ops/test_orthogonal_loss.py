@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fgvc_ext
 from fgvc_ext import nn, ops
 
 
@@ -70,6 +71,16 @@ def test_a_constant_map_has_neither_value_nor_gradient(value: float) -> None:
     teachers[0] = value
     half = ops.orthogonal_loss(student, teachers)
     torch.testing.assert_close(half, ops.orthogonal_loss(student, teachers[1:]) / 2)
+
+
+def test_no_nan_arises_on_the_way_of_a_constant_maps_gradient() -> None:
+    """Torch's anomaly detection, which looks at every step of the reference, finds none."""
+    student, teachers = torch.randn(2, 3, 5), torch.randn(2, 2, 3, 5)
+    student[0] = 0.1
+    student.requires_grad_()
+    with fgvc_ext.use_reference(), torch.autograd.set_detect_anomaly(True):
+        ops.orthogonal_loss(student, teachers).backward()
+    assert (student.grad[0] == 0).all()
 
 
 def test_a_single_position_is_a_constant_map() -> None:

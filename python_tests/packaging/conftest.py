@@ -15,7 +15,28 @@ from fgvc_ext import _library
 PACKAGE = Path(fgvc_ext.__file__).parent
 # Where setup.py looks for cmake and ninja, too: beside the interpreter first.
 PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+LIBRARY = "libfgvc_ext_cpu.so"
+CopyPackage = Callable[..., Path]
 compiled = pytest.mark.skipif(_library._module is None, reason="the package has no compiled libraries")
+
+# Two operators, each twice; then what was warned of, and what info() says.
+USE = """
+import warnings
+import torch, fgvc_ext
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        features = torch.arange(24.).reshape(1, 2, 3, 4).requires_grad_()
+        scores = fgvc_ext.ops.global_k_max_pool(features, 4)
+        assert scores.tolist() == [[9.5, 21.5]], scores
+        fgvc_ext.ops.gradient_boosting_cross_entropy(scores, torch.tensor([1])).backward()
+        assert features.grad.isfinite().all()
+print(len(caught))
+print(str(caught[0].message) if caught else "")
+info = fgvc_ext.info()
+print(info["backend"])
+print(info["cpu library"])
+"""
 
 
 @dataclass(frozen=True)
@@ -61,14 +82,14 @@ def interpreters() -> Iterator[Interpreters]:
 
 
 @pytest.fixture
-def copy_package(tmp_path: Path) -> Callable[..., Path]:
+def copy_package(tmp_path: Path) -> CopyPackage:
     """Copies the package, with the CPU library and `_C` or without any, and returns the folder that holds the copy."""
 
     def copy(*, libraries: bool) -> Path:
         shutil.copytree(PACKAGE, tmp_path / "fgvc_ext", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         if libraries:
             (tmp_path / "fgvc_ext" / "lib").mkdir(exist_ok=True)
-            shutil.copy(_library.FOLDER / "libfgvc_ext_cpu.so", tmp_path / "fgvc_ext" / "lib")
+            shutil.copy(_library.FOLDER / LIBRARY, tmp_path / "fgvc_ext" / "lib")
             for module in PACKAGE.glob("_C*.so"):
                 shutil.copy(module, tmp_path / "fgvc_ext")
         return tmp_path

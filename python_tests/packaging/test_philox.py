@@ -44,6 +44,20 @@ def test_the_compiled_stream(counter: tuple[int, ...], key: tuple[int, ...], wor
     assert tuple(answer[0]) == words
 
 
+def test_a_seed_of_its_own_makes_every_sample_the_first() -> None:
+    seeds = torch.tensor([5, -7, 5])
+    words = draws(seeds, 3, 4, 6, 1)
+    alone = torch.cat([draws(seed, 1, 4, 6, 1) for seed in seeds])
+    assert torch.equal(words, alone)
+    numbered = draws(seeds[0], 3, 4, 6, 1)
+    assert torch.equal(numbered[0], words[0])
+    assert not torch.equal(numbered[2], words[2])
+
+
+def test_the_operators_word_makes_other_draws() -> None:
+    assert not torch.equal(*(draws(torch.tensor(5), 1, 1, 8, operator) for operator in (1, 2)))
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_the_header(tmp_path: Path) -> None:
     header = Path(__file__).parents[2] / "csrc" / "common" / "philox.h"

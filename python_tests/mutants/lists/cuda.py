@@ -5,6 +5,12 @@ from ..mutant import EMULATION, Mutant, of
 GPU = "Under emulation every stream and every device is the same; test_cuda.py notices on a GPU."
 ALL = (*EMULATION, "-m", "not slow")
 
+
+def by(name: str) -> tuple[str, ...]:
+    """The one test that serves, where its name is not the operator's."""
+    return (f"{EMULATION[0]}::test_{name}",)
+
+
 MUTANTS = [
     *of(
         "csrc/cuda/elements.cuh",
@@ -72,8 +78,18 @@ MUTANTS = [
     ),
     *of(
         "csrc/cuda/gradient_boosting_cross_entropy.cuh",
-        Mutant("cuda-million-row-sum", "  double total = 0;\n  int64_t used", "  Value total = 0;\n  int64_t used"),
-        Mutant("cuda-wrong-label", "if (!ignored) result.loss", "if (ignored) result.loss"),
+        Mutant(
+            "cuda-million-row-sum",
+            "  double total = 0;\n  int64_t used",
+            "  Value total = 0;\n  int64_t used",
+            tests=by("the_sum_of_many_losses_loses_nothing"),
+        ),
+        Mutant(
+            "cuda-wrong-label",
+            "if (!ignored) result.loss",
+            "if (ignored) result.loss",
+            tests=by("a_label_out_of_range_gives_nan"),
+        ),
         Mutant("cuda-gradient-at-the-threshold", "!(score < threshold) ||", "score > threshold ||"),
         Mutant("cuda-label-among-negatives", "reached += i != label && ordered_key", "reached += ordered_key"),
     ),
@@ -114,6 +130,7 @@ MUTANTS = [
             "cuda-diversify-rest-of-a-tile",
             "const uint32_t draw = x == peak ? 0 :",
             "const uint32_t draw = x > peak ? 0 :",
+            tests=by("more_patches_than_shared_memory_holds"),
         ),
     ),
     *of(

@@ -3,7 +3,7 @@
 from ..mutant import Mutant, of, operators
 
 GRAPHS = ("python_tests/ops/test_gradients.py", "python_tests/ops/test_graphs.py", "-m", "not slow")
-IMPORT = ("python_tests/packaging/test_import.py", "-m", "not slow")
+IMPORT = (*(f"python_tests/packaging/test_{name}.py" for name in ("import", "backend", "machine")), "-m", "not slow")
 # Every operator's own file, where its messages stand.
 OWN_TESTS = tuple(f"python_tests/ops/test_{name}.py" for name in operators())
 

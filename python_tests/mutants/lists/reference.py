@@ -9,7 +9,6 @@ MUTANTS = [
             "reference-pool-unstable",
             "stable=True",
             "stable=False",
-            survives="Torch's sort happens to be stable on the CPU: only its promise is lost.",
         ),
         Mutant("reference-pool-mean", "(largest.sum(dim=2) / k)", "(largest.sum(dim=2) / max(1, k - 1))"),
         Mutant("reference-pool-dtype", ".values[:, :, :k].to(dtype)", ".values[:, :, :k]"),
@@ -23,7 +22,17 @@ MUTANTS = [
             "reference-diversify-alpha", "alpha * values, values).mean", "alpha * values, values * (1 - alpha)).mean"
         ),
         Mutant("reference-diversify-threshold", "round(probability * 2**32)", "round(probability * (2**32 - 1))"),
-        Mutant("reference-diversify-layout", "torch.empty_like(maps, dtype=torch.bool).copy_(mask)", "mask"),
+        Mutant(
+            "reference-diversify-layout",
+            "torch.empty_like(maps, dtype=torch.bool).copy_(mask)",
+            "mask",
+            survives="Torch's where happens to keep the layout of its first tensor: only a promise is lost.",
+        ),
+        Mutant(
+            "reference-diversify-operator",
+            "OPERATOR_ID = 1",
+            "OPERATOR_ID = 2",
+        ),
         Mutant(
             "reference-diversify-columns",
             "column = torch.arange(width, device=maps.device) // patch_size",
@@ -59,6 +68,16 @@ MUTANTS = [
             "reference-class-means-official-pairs",
             "number = min(OFFICIAL_PAIRS, samples * (samples - 1))",
             "number = min(OFFICIAL_PAIRS, samples * (samples - 1) // 2)",
+        ),
+        Mutant(
+            "reference-class-means-operator",
+            "OFFICIAL_PAIRS_OPERATOR_ID = 3",
+            "OFFICIAL_PAIRS_OPERATOR_ID = 1",
+        ),
+        Mutant(
+            "reference-class-means-close-pairs",
+            "_drawn(different & close, number, seed)",
+            "_drawn(different, number, seed)",
         ),
         Mutant(
             "reference-class-means-distance",
@@ -99,6 +118,12 @@ MUTANTS = [
         "fgvc_ext/reference/heatmap_to_boxes.py",
         Mutant(
             "reference-boxes-inclusive", "kept = values - lowest > threshold *", "kept = values - lowest >= threshold *"
+        ),
+        Mutant(
+            "reference-boxes-nothing-kept",
+            " & (right > left)",
+            "",
+            survives="Without anything kept, right - left is minus the image's width, less than any min_size.",
         ),
         Mutant("reference-boxes-min-size", "(bottom - top >= float(min_size))", "(bottom - top > float(min_size))"),
         Mutant(

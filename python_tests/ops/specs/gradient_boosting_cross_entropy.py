@@ -44,7 +44,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
     def some(*size: int) -> Tensor:
         return random(*size, dtype=dtype, device=device)
 
-    scores, target = some(5, 37), [0, 36, 17, 3, 3]
+    scores, target, many = some(5, 37), [0, 36, 17, 3, 3], some(2, 1031)
     return [
         laid_out("typical", scores, target),
         laid_out("one rival", scores, target, k=1),
@@ -59,7 +59,8 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("all tied", torch.zeros_like(scores), target, k=4),
         laid_out("one class", some(3, 1), [0, 0, 0]),
         laid_out("two classes", some(3, 2), [0, 1, 0], k=1),
-        laid_out("many classes", some(2, 1031), [1030, 5]),
+        laid_out("many classes", many, [1030, 5]),
+        laid_out("the highest of many classes", many, many.argmax(dim=1).tolist()),
         laid_out("large scores", scores * 60, target),
         # Here a logarithm of a sum of exponentials keeps few digits of what makes the gradient.
         laid_out("far from zero", scores + 1000, target),
