@@ -84,6 +84,19 @@ def test_measures_of_a_classification():
     assert measured(task, {}) == {}
 
 
+def test_the_class_accuracy_is_of_the_labels_and_not_of_what_was_predicted():
+    class Fixed(nn.Module):
+        def forward(self, images, seed=None):
+            return images  # which are the scores
+
+    task = Classification(Fixed(), nn.CrossEntropyLoss())
+    scores = torch.eye(3)[[0, 0, 0, 0, 2, 2]][..., None, None]  # [N,3,1,1]
+    batch = {"image": scores, "label": torch.tensor([0, 0, 1, 1, 2, 2])}
+    task.scores = lambda images: images[..., 0, 0]
+    found = measured(task, task.eval_step(batch))
+    assert found["class_accuracy"] == pytest.approx((1 + 0 + 1) / 3)  # by prediction it would be (1/2 + 1) / 2
+
+
 def _teacher() -> ToyClassifier:
     torch.manual_seed(0)
     return ToyClassifier()

@@ -202,7 +202,7 @@ MUTANTS = [
             'self.model(batch["image"])',
             tests=(f"{T}/test_subtle_differences_driver.py", f"{T}/test_task.py"),
         ),
-        Mutant("classification-confused", "label * classes + predicted", "predicted * classes + label", tests=TRAINER),
+        Mutant("classification-confused", "label * classes + predicted", "predicted * classes + label", tests=STEP),
         Mutant(
             "classification-one-crop",
             "for crop in images.unbind(1)]",
