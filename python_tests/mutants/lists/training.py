@@ -134,7 +134,9 @@ MUTANTS = [
     *of(
         "fgvc_ext/training/distributed.py",
         Mutant("several-no-gradients", "return DistributedDataParallel(task, **options)", "return task"),
-        Mutant("several-padded", "return range(self.rank, count, self.world_size)", "return range(0, count)"),
+        Mutant(
+            "several-padded", "return range(self.rank, count, self.world_size)", "return range(0, count)", tests=TRAINER
+        ),
         Mutant(
             "several-sums-of-one",
             "total[name] = total[name] + value if name in total else value",
