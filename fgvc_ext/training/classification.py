@@ -30,19 +30,22 @@ class Classification(Task):
         # Both are registered from the beginning, so that a checkpoint of any epoch has the same entries.
         self.losses = nn.ModuleDict({"main": loss} if first_loss is None else {"main": loss, "first": first_loss})
         self.from_epoch = 0 if first_loss is None else from_epoch
-        self.epoch = 0
+        self._begun = self.from_epoch == 0  # and not the epoch: a compiled step would be compiled anew for each
 
     @property
     def loss(self) -> nn.Module:
         """The loss of the present epoch."""
-        return self.losses["first" if self.epoch < self.from_epoch else "main"]
+        return self.losses["main" if self._begun else "first"]
 
     def start_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self._begun = epoch >= self.from_epoch
 
     def step(self, batch: Batch) -> dict[str, Any]:
         scores = self.model(batch["image"], batch["seed"])
         loss = self.loss(scores, batch["label"])
+        for idle in self.losses.values():  # its parameters have a gradient, zero: every step trains the same ones
+            if idle is not self.loss:
+                loss = loss + sum(0.0 * p.sum() for p in idle.parameters() if p.requires_grad)
         correct = (scores.detach().argmax(1) == batch["label"]).sum()
         return {"loss": loss, "logs": {"correct": correct}, "n": len(scores)}
 

@@ -55,6 +55,7 @@ class OptimConfig:
     warmup_epochs: float = at_least(0, 0.0)
     """Epochs in which the rate rises linearly to its full value."""
     clip_grad_norm: float | None = at_least(0, None)
+    """Largest norm of the gradient, to which a longer one is scaled; None: as it is."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the weights, which is then evaluated and saved; None: off."""
     label_smoothing: float = at_least(0, 0.0)
@@ -142,6 +143,7 @@ MACHINE_FIELDS = (
     "engine.checkpoint_every",
     "engine.eval_batch_size",
     "engine.look_every",
+    "engine.max_skipped_steps",  # says when to stop, not what is computed
 )
 
 

@@ -14,6 +14,8 @@ def choose_device(name: str) -> torch.device:
     """ "auto" is the GPU where there is one; of several, each process of a job on a machine takes its own."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{distributed.current_process().local_rank}"
+    elif name.startswith("cuda:") and distributed.current_process().local_size > 1:
+        raise ValueError(f"engine.device: expected cuda, of which each of several processes takes its own, got {name}")
     if name == "auto":
         return torch.device("cpu")
     try:

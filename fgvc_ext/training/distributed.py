@@ -47,6 +47,8 @@ class Process:
     """Processes on its machine."""
     launched: bool = False
     """Started by torchrun."""
+    restarts: int = 0
+    """How often torchrun has started the job before, after a process had died."""
 
     @property
     def is_main(self) -> bool:
@@ -58,8 +60,11 @@ class Process:
         return range(self.rank, count, self.world_size)
 
     def share(self, count: int) -> slice:
-        """The part of a global training batch of `count` that is this process' own; sizes differ by at most one."""
-        low, high = (count * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        """The part of a global training batch of `count` that is this process' own; sizes differ by at most one.
+
+        The larger shares are those of the first ranks: the main process, whose buffers are kept, always has one.
+        """
+        low, high = (-(-count * rank // self.world_size) for rank in (self.rank, self.rank + 1))
         return slice(low, high)
 
 
@@ -76,6 +81,7 @@ def current_process(environment: Mapping[str, str] = os.environ) -> Process:
         local_rank=number("LOCAL_RANK", 0),
         local_size=number("LOCAL_WORLD_SIZE", world_size),
         launched="TORCHELASTIC_RUN_ID" in environment,
+        restarts=number("TORCHELASTIC_RESTART_COUNT", 0),
     )
 
 
@@ -93,9 +99,9 @@ def joined(timeout: timedelta | None = None) -> Iterator[Process]:
     options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
     store, rank, world_size = next(dist.rendezvous("env://", **options))
     # After a restart the launcher's store still holds the addresses of the attempt before, dead processes among them.
-    attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = dist.PrefixStore(f"attempt {process.restarts}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
+    if process.local_rank < torch.cuda.device_count():  # `choose_device` refuses where a GPU is wanted and lacks
         torch.cuda.set_device(process.local_rank)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, **options)
     try:
@@ -114,6 +120,18 @@ def one_voice() -> Iterator[None]:
 def is_main() -> bool:
     """True in the one process that decides, writes files and shows progress."""
     return current_process().is_main
+
+
+def check_joined() -> None:
+    """RuntimeError where a launcher has started several processes that do not work together: each would train alone."""
+    count = current_process().world_size
+    if count > 1 and not _several():
+        raise RuntimeError(f"WORLD_SIZE is {count}, but the processes have not joined: see distributed.joined()")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process did not answer: it has ended, or hangs."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _several() -> bool:

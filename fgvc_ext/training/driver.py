@@ -7,7 +7,6 @@ reads the command line, finds the run's folder, trains, writes the report, and t
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import Datasets, load_datasets
 from fgvc_ext.models import Model, load
 from fgvc_ext.training import distributed
-from fgvc_ext.training.config import RunConfig, check_limits, load_config
+from fgvc_ext.training.config import RunConfig, check_limits, digest, load_config
 from fgvc_ext.training.device import choose_device
 from fgvc_ext.training.messages import (
     OutOfMemory,
@@ -80,7 +79,7 @@ class Driver(Generic[Config]):
         except Preempted as stop:
             if distributed.is_main():
                 print(f"{stop}. To go on: {command_to_go_on(program, arguments)}")
-            return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_PREEMPTED
+            return 0 if distributed.current_process().launched else EXIT_PREEMPTED
         except KeyboardInterrupt:
             print(f"interrupted; what is saved stays. To go on: {command_to_go_on(program, arguments)}")
             return EXIT_INTERRUPTED
@@ -115,11 +114,14 @@ class Driver(Generic[Config]):
                 dict(self.presets), args=list(arguments), config=markers, description=f"{self.title}.\n\n{ways}"
             )
         check_limits(config)
+        if distributed.current_process().restarts:  # the attempt before has done what was forced, and begun the run
+            config = dataclasses.replace(config, resume="auto", force_stage=())
         return config
 
     def _run(self, config: Config, arguments: Sequence[str]) -> int:
         limits, broken_images = (config.limit_train, config.limit_test), config.engine.broken_images
         datasets = load_datasets(config.data, config.seed, *limits, broken_images=broken_images)
+        _check_same(datasets.facts())
         facts = {"title": self.title, "data": datasets.facts(), "seed": config.seed}
 
         def wanted(folder: Path) -> RunFolder:
@@ -180,6 +182,13 @@ class Driver(Generic[Config]):
         if self.figures is not None:
             self.figures(config, datasets, results)
         return write_run_report(config.out)
+
+
+def _check_same(data: Mapping[str, Any]) -> None:
+    """ValueError where processes do not see the same images: their epochs would differ in length."""
+    seen = distributed.gather_objects(digest(data))
+    if others := [rank for rank, found in enumerate(seen) if found != seen[0]]:
+        raise ValueError(f"data: processes {others} see other images than process 0: each needs the same data set")
 
 
 def _models(results: Mapping[str, Result], device: torch.device) -> dict[str, Model]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -64,7 +65,10 @@ class Health:
         found = Findings(int(skipped), int(overflows))
         if in_a_row <= self.allowed:
             return found
-        problem = "a gradient is not finite" if loss_is_finite else f"the loss is {loss}"
+        if loss_is_finite:
+            problem = "a gradient is not finite"
+        else:
+            problem = "the loss of another process is not finite" if math.isfinite(loss) else f"the loss is {loss}"
         return Findings(found.skipped, found.overflows, int(first), problem)
 
     def _values(self) -> Tensor:

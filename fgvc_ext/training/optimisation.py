@@ -19,6 +19,14 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
 
     It is the fused one: its step can be left out by a flag on the device, `optimizer.found_inf`.
     """
+    if config.nesterov and not config.momentum:
+        raise ValueError("optim.nesterov: expected a momentum above 0, got momentum 0")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise ValueError(f"optim.betas: expected two numbers from 0 to below 1, got {config.betas}")
+    if config.clip_grad_norm == 0:
+        raise ValueError("optim.clip_grad_norm: expected more than 0, or None for no limit, got 0")
+    if config.label_smoothing >= 1:
+        raise ValueError(f"optim.label_smoothing: expected less than 1, got {config.label_smoothing}")
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adamw":
         return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)

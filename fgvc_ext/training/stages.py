@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,6 +136,7 @@ def run_stages(
         Preempted: asked to stop by a signal; the state is saved. NonFiniteLoss: the run cannot go on.
         ConfigMismatch: a stage was begun under another identity. ValueError: names or needs that cannot be.
     """
+    distributed.check_joined()
     check_names(stages)
     if unknown := [name for name in force if name not in {stage.name for stage in stages}]:
         raise ValueError(f"--force-stage: expected some of {', '.join(s.name for s in stages)}, got {unknown[0]!r}")
@@ -143,7 +146,7 @@ def run_stages(
     run.update(precision=engine.precision)
     run.data = distributed.on_main(_reopen, stages, run, engine, force)
     results: dict[str, Result] = {}
-    with stop or StopRequest() as asked:
+    with stop or StopRequest() as asked, _lost_in_words(asked):
         for stage in stages:
             earlier = {name: results[name] for name in stage.needs}
             distributed.on_main(_refuse_stale, stage, run, engine, earlier)
@@ -157,6 +160,22 @@ def run_stages(
     return results
 
 
+@contextmanager
+def _lost_in_words(asked: StopRequest) -> Iterator[None]:
+    """Where another process has ended: stopped, as this one is asked to be too, or failed, which it says itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (distributed.is_lost(error) or isinstance(error, distributed.OtherProcessFailed)):
+            raise
+        time.sleep(1)  # a signal to all processes reaches them at different moments
+        if asked.received is not None:
+            raise Preempted(f"{asked.received.name} received; it goes on from what was saved last") from error
+        if isinstance(error, distributed.OtherProcessFailed):
+            raise
+        raise distributed.OtherProcessFailed("another process has ended, see its own message") from error
+
+
 def _with_precision(engine: EngineConfig, run: RunFolder) -> EngineConfig:
     """The settings with "auto" resolved: to what the run began with, or to what the device has."""
     if engine.precision != "auto":
@@ -166,7 +185,9 @@ def _with_precision(engine: EngineConfig, run: RunFolder) -> EngineConfig:
     if "precision" not in run.data and hint is not None and distributed.is_main():
         print(hint, flush=True)
     began_with: Precision | None = run.data.get("precision")
-    return dataclasses.replace(engine, precision=began_with or choose_precision(engine, device))
+    if began_with is None:
+        began_with = distributed.on_main(choose_precision, engine, device)
+    return dataclasses.replace(engine, precision=began_with)  # type: ignore[arg-type]  # the result of on_main
 
 
 def check_names(stages: Sequence[Stage | Artefact]) -> None:

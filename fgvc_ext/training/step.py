@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgvc_ext.data.loading import Batch
 from fgvc_ext.nn import ClassMeanLoss
@@ -26,7 +26,8 @@ from fgvc_ext.training.sampling import parts
 from fgvc_ext.training.task import Task
 
 WHOLE_BATCH = (ClassMeanLoss,)
-"""Losses that are no mean over samples: they see the whole batch, or are another loss."""
+"""Losses that are no mean over samples: they see the whole batch, or are another loss. A module of one's own says so by
+an attribute `whole_batch = True`."""
 
 
 class TrainingStep:
@@ -43,10 +44,12 @@ class TrainingStep:
         self.task, self.optim, self.engine, self.device = task, optim, engine, device
         self.precision = choose_precision(engine, device)
         self._check_accumulation()
+        if engine.compile:
+            torch._dynamo.reset()  # its limit of compilations is that of a function, which other stages have used
         self.parallel = distributed.data_parallel(task)
         self.forward = torch.compile(self.parallel) if engine.compile else self.parallel
         self.optimizer = build_optimizer(task.param_groups(optim), optim)
-        self._check_optimizer()
+        self.check_optimizer()
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = build_scheduler(self.optimizer, optim, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -67,6 +70,10 @@ class TrainingStep:
     def look(self) -> Findings:
         """Wait for the device and read what it has found: steps left out, and whether the training must stop."""
         return self.health.look()
+
+    def leave_out(self) -> None:
+        """A step of which nothing can be learnt: only the schedule moves on."""
+        self.scheduler.step()
 
     def __call__(self, batch: Batch, number: int, sizes: Sequence[int]) -> dict[str, Tensor]:
         """Forward, backward and one optimiser step.
@@ -146,14 +153,15 @@ class TrainingStep:
     # ---------------------------------------------------------------- checks
 
     def _check_accumulation(self) -> None:
-        whole = [name for name, module in self.task.named_modules() if isinstance(module, WHOLE_BATCH)]
+        whole = [name for name, module in self.task.named_modules() if _sees_whole_batch(module)]
         if self.optim.accumulate > 1 and whole:
             raise ValueError(
                 f"optim.accumulate: expected 1, got {self.optim.accumulate}: {whole[0]} "
                 f"({type(self.task.get_submodule(whole[0])).__name__}) is a loss of the whole batch, not of its parts"
             )
 
-    def _check_optimizer(self) -> None:
+    def check_optimizer(self) -> None:
+        """Raise ValueError for a parameter that requires a gradient and is not in the optimiser."""
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if left := [n for n, p in self.task.named_parameters() if p.requires_grad and id(p) not in known]:
             raise ValueError(
@@ -181,3 +189,7 @@ class TrainingStep:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self._first = False
+
+
+def _sees_whole_batch(module: nn.Module) -> bool:
+    return isinstance(module, WHOLE_BATCH) or getattr(module, "whole_batch", False) is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from fgvc_ext.data.loading import Batch, Loader, Samples, to_device
-from fgvc_ext.models.weights_file import save_weights
+from fgvc_ext.models.weights_file import load_weights_file, save_weights
 from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import load_checkpoint
 from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig
@@ -140,12 +141,17 @@ class Trainer:
         epochs = self.training.optim.epochs
         with Progress(self.name, epochs, len(self.training.train), enabled=distributed.is_main()) as progress:
             while self.at.epoch < epochs:
-                self.task.start_epoch(self.at.epoch)
                 self.task.train()
+                self._start_epoch()
                 with progress.epoch(self.at.epoch, self.at.batch * self.training.optim.batch_size):
                     self._train_epoch(loader, progress)
                     row = self._finish_epoch(progress)
                 progress.line(row)
+
+    def _start_epoch(self) -> None:
+        for task in (self.task, *([self.step.evaluated] if self.step.average is not None else [])):
+            task.start_epoch(self.at.epoch)
+        self.step.check_optimizer()  # what an epoch unfreezes must have been in the optimiser from the beginning
 
     def _train_epoch(self, loader: Loader, progress: Progress) -> None:
         self.batches.start(self.at.epoch, self.at.batch)
@@ -166,6 +172,8 @@ class Trainer:
             if self.at.step % self.look_every == 0:
                 self._look(progress)
             self._stop_if_asked()
+        self._check_health()  # waits for the device, so that its time is the epoch's
+        self.at.seconds += time.perf_counter() - clock
 
     def _learn(self, batch: Batch) -> None:
         """A step with this batch, if there is anything to learn from it."""
@@ -174,7 +182,9 @@ class Trainer:
         sizes = self._sizes(len(batch["label"]))
         self.at.count("broken", self.batches.size_of(self.at.batch) - sum(sizes))
         if sum(sizes) < min(2, self.training.optim.batch_size):
-            return  # broken images were left out, and a single one has no statistics
+            self.step.leave_out()  # broken images were left out, and a single one has no statistics
+            self.at.count("left_out", sum(sizes))
+            return
         add_sums(self.at.sums, self.step(self._to_device(batch, self.training.train), self.at.step, sizes))
 
     def _sizes(self, own: int) -> list[int]:
@@ -186,7 +196,10 @@ class Trainer:
     def _no_images(self) -> torch.Tensor:
         """[0,…] for a process that has no sample of a batch, with the size that images have here."""
         samples = (self.training.train[index, 0] for index in range(len(self.training.train)))
-        return next(sample["image"][None, ...][:0] for sample in samples if sample is not None)
+        sample = next((sample for sample in samples if sample is not None), None)
+        if sample is None:
+            raise ValueError(f"stage {self.name}: none of its {len(self.training.train)} training images can be read")
+        return sample["image"][None, ...][:0]
 
     def _look(self, progress: Progress) -> None:
         """Wait for the device, and read what it has found."""
@@ -216,7 +229,6 @@ class Trainer:
     def _finish_epoch(self, progress: Progress) -> dict[str, Any]:
         """Evaluate, append the epoch's line to the metric files, save."""
         at = self.at
-        self._check_health()
         sums = distributed.reduce_sums(at.sums)
         images = float(sums["n"]) if "n" in sums else 0.0
         row: dict[str, Any] = {
@@ -237,8 +249,7 @@ class Trainer:
                 values = self._evaluate(name, samples, progress)
                 row |= _columns(name, values)
                 self._compare(name, values)
-        if distributed.is_main():
-            self.run.metrics.append(row)
+        distributed.on_main(self.run.metrics.append, row)
         at.next_epoch()
         self._save()
         self.run.update_entry(self.name, epoch=at.epoch, step=at.step, **self._results())
@@ -280,7 +291,8 @@ class Trainer:
         headline, value = next(iter(values.items()))
         best = self.at.best.get(name, {}).get(headline)
         sign = 1 if self.task.higher_is_better else -1
-        if name in self.training.evaluations and (best is None or sign * value > sign * best):
+        better = best is None or math.isnan(best) or sign * value > sign * best
+        if name in self.training.evaluations and better:
             self.at.best[name] = {headline: value, "epoch": self.at.epoch + 1}
             if name == "val":
                 self._write_weights(self.run.best_weights_of(self.name), epoch=self.at.epoch + 1)
@@ -305,7 +317,8 @@ class Trainer:
         """Write the weights, and the mark that the stage is done."""
         file = self.run.weights / f"{self.name}.safetensors"
         outputs = {str(file.relative_to(self.run.path)): self._write_weights(file)}
-        self.run.update_entry(self.name, status="done", **self._results(), outputs=outputs)
+        at = {"epoch": self.at.epoch, "step": self.at.step}  # for a run that was killed before it could say so
+        self.run.update_entry(self.name, status="done", **at, **self._results(), outputs=outputs)
 
     def _write_weights(self, file: Path, **facts: Any) -> str:
         """Write the trained model; returns the file's sha256."""
@@ -335,6 +348,14 @@ class Trainer:
             self.run.metrics.drop(self.name, after=self.at.epoch)
         self.run.update_entry(self.name, status="running")
         self._load_own(state["processes"])
+        self._compare_best()
+
+    def _compare_best(self) -> None:
+        """The best weights may be those of an epoch after the checkpoint; then the next evaluation is the best."""
+        file, best = self.run.best_weights_of(self.name), self.at.best.get("val")
+        kept = distributed.on_main(lambda: load_weights_file(file)[1].get("epoch") if file.is_file() else None)
+        if best is not None and kept != best["epoch"]:
+            del self.at.best["val"]
 
     def _load_own(self, states: list[dict[str, Any]]) -> None:
         """What each process has of its own: sums of its samples, generators of random numbers."""

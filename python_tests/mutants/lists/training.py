@@ -30,7 +30,12 @@ MUTANTS = [
         Mutant("step-gradients-unlooked", "math.inf).isfinite()", "math.inf).isfinite() | True"),
         Mutant("step-scaled", "self.scaler.unscale_(self.optimizer)", "pass"),
         Mutant("step-scale-never-changes", "self.scaler.update()", "pass"),
-        Mutant("step-schedule-stands", "self.scheduler.step()", "pass", tests=STEP),
+        Mutant(
+            "step-schedule-stands",
+            "self.scaler.update()\n        self.scheduler.step()",
+            "self.scaler.update()",
+            tests=STEP,
+        ),
         Mutant("step-precision-ignored", 'enabled=self.precision != "fp32"', "enabled=False"),
         Mutant(
             "step-not-compiled", "torch.compile(self.parallel) if engine.compile else self.parallel", "self.parallel"
@@ -75,7 +80,7 @@ MUTANTS = [
         "fgvc_ext/training/trainer.py",
         Mutant(
             "trainer-epoch-not-told",
-            "self.task.start_epoch(self.at.epoch)",
+            "task.start_epoch(self.at.epoch)",
             "pass",
             tests=(f"{T}/test_trainer.py", f"{T}/test_task.py", f"{T}/test_subtle_differences_driver.py"),
         ),
@@ -88,7 +93,7 @@ MUTANTS = [
         Mutant("trainer-best-of-the-last", "sign * value > sign * best", "sign * value >= sign * best"),
         Mutant("trainer-lower-is-better", "sign = 1 if self.task.higher_is_better else -1", "sign = 1", tests=STAGES),
         Mutant("trainer-best-not-kept", 'if name == "val":', "if False:"),
-        Mutant("trainer-layout-ignored", "if self.engine.channels_last and moved", "if False and moved"),
+        Mutant("trainer-layout-ignored", "channels_last=self.engine.channels_last", "channels_last=False"),
         Mutant("trainer-balanced-ignored", "if training.optim.balanced else None", "if False else None"),
         Mutant("trainer-random-not-restored", 'restore_random_state(own["random"])', "pass", tests=RESUME),
         Mutant(
@@ -146,11 +151,11 @@ MUTANTS = [
             "several-rows-in-blocks",
             "whole[rank :: len(parts)] = part",
             "whole[rank * len(part) : (rank + 1) * len(part)] = part",
-            tests=(f"{T}/test_jobs_that_fail.py", "-k", "rows or moment and 2"),
+            tests=(f"{T}/test_jobs_that_fail.py", "-k", "rows"),
         ),
         Mutant(
             "several-attempts-share",
-            "os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')",
+            "process.restarts}",
             "0",
             tests=JOBS,
             survives="Whether a restart meets the addresses of dead processes is luck: some come back without it.",
@@ -176,8 +181,8 @@ MUTANTS = [
         Mutant("stages-inputs-forgotten", '{f"result of {name}": result.sha256 for', '{f"result of {name}": "" for'),
         Mutant("stages-last-allowed", ' or stage.name == "last"', ""),
         Mutant("stages-always-done-again", "if not distributed.on_main(run.is_done, stage.name):", "if True:"),
-        Mutant("stages-stale-goes-on", "if lines := differences(before, now):", "if lines := []:"),
-        Mutant("stages-precision-forgotten", "began_with or choose_precision", "choose_precision", tests=TRAINER),
+        Mutant("stages-stale-goes-on", "if lines := refusals(", "if lines := [] and refusals("),
+        Mutant("stages-precision-forgotten", "if began_with is None:", "if True:", tests=TRAINER),
         Mutant("stages-first-ships", "models[-1].path.read_bytes()", "models[0].path.read_bytes()"),
         tests=STAGES,
     ),
