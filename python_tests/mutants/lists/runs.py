@@ -159,7 +159,6 @@ MUTANTS = [
             "pass",
             tests=(f"{T}/test_killed_at_named_points.py", "-k", "line"),
         ),
-        Mutant("runs-generators-not-restored", 'restore_random_state(own["random"])', "pass", tests=GENERATORS),
     ),
     *of(
         "fgvc_ext/training/stop_request.py",
@@ -181,7 +180,7 @@ MUTANTS = [
             tests=(f"{T}/test_stopping.py", "-k", "stops_the_report"),
         ),
         Mutant("driver-memory", "if is_out_of_memory(error):", "if False:", tests=MESSAGES),
-        Mutant("driver-any-unfinished-run", " and wanted.is_of(found)", "", tests=DRIVER),
+        Mutant("driver-any-unfinished-run", " and wanted(folder).is_of(found)", "", tests=DRIVER),
         Mutant("driver-finished-run-again", 'found.get("status") != "finished" and', "", tests=DRIVER),
         Mutant("driver-oldest-folder", "return newest if", "return config.out if", tests=DRIVER),
         Mutant("driver-forces-again", '("--resume", "--force-stage")', '("--resume",)', tests=DRIVER),
