@@ -88,7 +88,7 @@ MUTANTS = [
         Mutant("trainer-best-of-the-last", "sign * value > sign * best", "sign * value >= sign * best"),
         Mutant("trainer-lower-is-better", "sign = 1 if self.task.higher_is_better else -1", "sign = 1", tests=STAGES),
         Mutant("trainer-best-not-kept", 'if name == "val":', "if False:"),
-        Mutant("trainer-layout-ignored", "if self.engine.channels_last and moved", "if False and moved"),
+        Mutant("trainer-layout-ignored", "layout = self.engine.channels_last\n", "layout = False\n"),
         Mutant("trainer-balanced-ignored", "if training.optim.balanced else None", "if False else None"),
         Mutant("trainer-random-not-restored", 'restore_random_state(own["random"])', "pass", tests=RESUME),
         Mutant(
@@ -174,7 +174,7 @@ MUTANTS = [
         Mutant("stages-inputs-forgotten", '{f"result of {name}": result.sha256 for', '{f"result of {name}": "" for'),
         Mutant("stages-last-allowed", ' or stage.name == "last"', ""),
         Mutant("stages-always-done-again", "if not distributed.on_main(run.is_done, stage.name):", "if True:"),
-        Mutant("stages-stale-goes-on", "if lines := differences(before, now):", "if lines := []:"),
+        Mutant("stages-stale-goes-on", "if lines := refusals(before, now, ", "if lines := [] and (before, now, "),
         Mutant("stages-precision-forgotten", "began_with or choose_precision", "choose_precision", tests=TRAINER),
         Mutant("stages-first-ships", "models[-1].path.read_bytes()", "models[0].path.read_bytes()"),
         tests=STAGES,
