@@ -10,7 +10,8 @@ METRICS = (f"{T}/test_metrics.py", f"{T}/test_atomic_files.py")
 LOCK = (f"{T}/test_run_lock.py",)
 CONTINUATION = (f"{T}/test_continuation.py",)
 RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "resume or refused or alone or changed or recorded")
-STOPPING = (f"{T}/test_stopping.py",)
+STOPPING = (f"{T}/test_stopping.py", "-k", "first_signal")
+REPORT = (f"{T}/test_stopping.py", "-k", "stops_the_report")
 MESSAGES = (f"{T}/test_messages.py",)
 DRIVER = (f"{T}/test_driver.py", f"{T}/test_subtle_differences_driver.py", "-m", "not slow", "-k", "folder or pasted")
 PAPER = (
@@ -171,13 +172,13 @@ MUTANTS = [
     ),
     *of(
         "fgvc_ext/training/driver.py",
-        Mutant("driver-report-does-not-listen", 'with stop.at_once("the report"):', "if True:", tests=STOPPING),
+        Mutant("driver-report-does-not-listen", 'with stop.at_once("the report"):', "if True:", tests=REPORT),
         Mutant("driver-exit-code", "else EXIT_PREEMPTED", "else 0", tests=STOPPING),
         Mutant(
             "driver-stopped-report-has-failed",
             "        except Preempted:\n            raise\n",
             "",
-            tests=(f"{T}/test_stopping.py", "-k", "stops_the_report"),
+            tests=REPORT,
         ),
         Mutant("driver-memory", "if is_out_of_memory(error):", "if False:", tests=MESSAGES),
         Mutant("driver-any-unfinished-run", " and wanted(folder).is_of(found)", "", tests=DRIVER),
