@@ -8,10 +8,12 @@ CHECKPOINTS = (f"{T}/test_checkpoints.py", f"{T}/test_resume.py", "-k", "checkpo
 GENERATORS = (f"{T}/test_checkpoints.py", f"{T}/test_resume.py", "-k", "seed or random or generators")
 METRICS = (f"{T}/test_metrics.py", f"{T}/test_atomic_files.py")
 LOCK = (f"{T}/test_run_lock.py",)
-CONTINUATION = (f"{T}/test_continuation.py",)
-RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "resume or refused or alone or changed or recorded")
+FIELDS = (f"{T}/test_continuation.py", "-k", "version or field or default or gone or difference")
+EPOCHS = (f"{T}/test_continuation.py", "-k", "epochs or end or extended or other_settings or rates")
+RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "refuse or changed")
 STOPPING = (f"{T}/test_stopping.py", "-k", "first_signal")
 REPORT = (f"{T}/test_stopping.py", "-k", "stops_the_report")
+MEANS = (f"{T}/test_continuation.py", "-k", "means")
 MESSAGES = (f"{T}/test_messages.py",)
 DRIVER = (f"{T}/test_driver.py", f"{T}/test_subtle_differences_driver.py", "-m", "not slow", "-k", "folder or pasted")
 PAPER = (
@@ -94,7 +96,7 @@ MUTANTS = [
         Mutant("folder-never-is-auto", 'if self.resume == "never" and there:', "if False:"),
         Mutant("folder-foreign-checkpoint", "if file.resolve().parent != self.checkpoints.resolve():", "if False:"),
         Mutant("folder-left-overs-stay", "remove_unfinished(folder)", "pass", tests=FILES),
-        Mutant("folder-means-not-compared", "if before[name] != now[name]]", "if False]", tests=CONTINUATION),
+        Mutant("folder-means-not-compared", "if before[name] != now[name]]", "if False]", tests=MEANS),
         Mutant(
             "folder-any-run-is-this",
             "before is not None and not differences",
@@ -105,7 +107,7 @@ MUTANTS = [
             "folder-epochs-of-run-json",
             'max(entry.get("epoch", 0), self.checkpoints_of(name).newest_epoch())',
             'entry.get("epoch", 0)',
-            tests=CONTINUATION,
+            tests=EPOCHS,
         ),
         tests=RESUME,
     ),
@@ -121,7 +123,7 @@ MUTANTS = [
             "value < limit",
             tests=(f"{T}/test_subtle_differences_driver.py", "-k", "one_clear_line"),
         ),
-        tests=CONTINUATION,
+        tests=FIELDS,
     ),
     *of(
         "fgvc_ext/training/continuation.py",
@@ -133,7 +135,7 @@ MUTANTS = [
             '[line.partition(":")[0] for line in lines] != [EPOCHS]',
             'EPOCHS not in [line.partition(":")[0] for line in lines]',
         ),
-        tests=CONTINUATION,
+        tests=EPOCHS,
     ),
     *of(
         "fgvc_ext/training/stages.py",
@@ -141,16 +143,22 @@ MUTANTS = [
             "runs-hash-of-a-newer-version",
             "stage_hash(run.identity_of(stage.name))",
             "stage_hash(stage_identity(stage, run, engine, earlier))",
+            tests=FIELDS,
         ),
         Mutant("runs-moved-end-is-done", " and not is_moved(run.identity_of(stage.name), now)", ""),
-        Mutant("runs-main-alone-reopens", "run.data = distributed.on_main(_reopen", "distributed.on_main(_reopen"),
+        Mutant(
+            "runs-main-alone-reopens",
+            "run.data = distributed.on_main(_reopen",
+            "distributed.on_main(_reopen",
+            tests=(f"{T}/test_continuation.py", "-k", "processes_agree"),
+        ),
         Mutant(
             "runs-checkpoints-of-a-lost-run",
             "distributed.on_main(_clear, stage.name, run)",
             "pass",
             tests=(f"{T}/test_stages.py", "-k", "lost_run_file"),
         ),
-        tests=CONTINUATION,
+        tests=EPOCHS,
     ),
     *of(
         "fgvc_ext/training/trainer.py",
