@@ -218,7 +218,7 @@ def choose_folder(config: RunConfig, wanted: Callable[[Path], RunFolder]) -> Pat
     run that is there (--resume must, --force-stage): then it is the one with the highest number.
 
     Args:
-        config_hash: a folder → the hash of the configuration there: a run knows the weights that it began with.
+        wanted: a folder → the run that this command would be there: a run knows the weights that it began with.
     """
     if config.resume not in ("auto", "must", "never"):
         return Path(config.resume).parent.parent

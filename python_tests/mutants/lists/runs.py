@@ -8,9 +8,12 @@ CHECKPOINTS = (f"{T}/test_checkpoints.py", f"{T}/test_resume.py", "-k", "checkpo
 GENERATORS = (f"{T}/test_checkpoints.py", f"{T}/test_resume.py", "-k", "seed or random or generators")
 METRICS = (f"{T}/test_metrics.py", f"{T}/test_atomic_files.py")
 LOCK = (f"{T}/test_run_lock.py",)
-CONTINUATION = (f"{T}/test_continuation.py",)
-RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "resume or refused or alone or changed or recorded")
-STOPPING = (f"{T}/test_stopping.py",)
+FIELDS = (f"{T}/test_continuation.py", "-k", "version or field or default or gone or difference")
+EPOCHS = (f"{T}/test_continuation.py", "-k", "epochs or end or extended or other_settings or rates")
+RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "refuse or changed")
+STOPPING = (f"{T}/test_stopping.py", "-k", "first_signal")
+REPORT = (f"{T}/test_stopping.py", "-k", "stops_the_report")
+MEANS = (f"{T}/test_continuation.py", "-k", "means")
 MESSAGES = (f"{T}/test_messages.py",)
 DRIVER = (f"{T}/test_driver.py", f"{T}/test_subtle_differences_driver.py", "-m", "not slow", "-k", "folder or pasted")
 PAPER = (
@@ -93,7 +96,7 @@ MUTANTS = [
         Mutant("folder-never-is-auto", 'if self.resume == "never" and there:', "if False:"),
         Mutant("folder-foreign-checkpoint", "if file.resolve().parent != self.checkpoints.resolve():", "if False:"),
         Mutant("folder-left-overs-stay", "remove_unfinished(folder)", "pass", tests=FILES),
-        Mutant("folder-means-not-compared", "if before[name] != now[name]]", "if False]", tests=CONTINUATION),
+        Mutant("folder-means-not-compared", "if before[name] != now[name]]", "if False]", tests=MEANS),
         Mutant(
             "folder-any-run-is-this",
             "before is not None and not differences",
@@ -104,7 +107,7 @@ MUTANTS = [
             "folder-epochs-of-run-json",
             'max(entry.get("epoch", 0), self.checkpoints_of(name).newest_epoch())',
             'entry.get("epoch", 0)',
-            tests=CONTINUATION,
+            tests=EPOCHS,
         ),
         tests=RESUME,
     ),
@@ -120,7 +123,7 @@ MUTANTS = [
             "value < limit",
             tests=(f"{T}/test_subtle_differences_driver.py", "-k", "one_clear_line"),
         ),
-        tests=CONTINUATION,
+        tests=FIELDS,
     ),
     *of(
         "fgvc_ext/training/continuation.py",
@@ -132,7 +135,7 @@ MUTANTS = [
             '[line.partition(":")[0] for line in lines] != [EPOCHS]',
             'EPOCHS not in [line.partition(":")[0] for line in lines]',
         ),
-        tests=CONTINUATION,
+        tests=EPOCHS,
     ),
     *of(
         "fgvc_ext/training/stages.py",
@@ -140,16 +143,22 @@ MUTANTS = [
             "runs-hash-of-a-newer-version",
             "stage_hash(run.identity_of(stage.name))",
             "stage_hash(stage_identity(stage, run, engine, earlier))",
+            tests=FIELDS,
         ),
         Mutant("runs-moved-end-is-done", " and not is_moved(run.identity_of(stage.name), now)", ""),
-        Mutant("runs-main-alone-reopens", "run.data = distributed.on_main(_reopen", "distributed.on_main(_reopen"),
+        Mutant(
+            "runs-main-alone-reopens",
+            "run.data = distributed.on_main(_reopen",
+            "distributed.on_main(_reopen",
+            tests=(f"{T}/test_continuation.py", "-k", "processes_agree"),
+        ),
         Mutant(
             "runs-checkpoints-of-a-lost-run",
             "distributed.on_main(_clear, stage.name, run)",
             "pass",
             tests=(f"{T}/test_stages.py", "-k", "lost_run_file"),
         ),
-        tests=CONTINUATION,
+        tests=EPOCHS,
     ),
     *of(
         "fgvc_ext/training/trainer.py",
@@ -159,7 +168,6 @@ MUTANTS = [
             "pass",
             tests=(f"{T}/test_killed_at_named_points.py", "-k", "line"),
         ),
-        Mutant("runs-generators-not-restored", 'restore_random_state(own["random"])', "pass", tests=GENERATORS),
     ),
     *of(
         "fgvc_ext/training/stop_request.py",
@@ -172,16 +180,16 @@ MUTANTS = [
     ),
     *of(
         "fgvc_ext/training/driver.py",
-        Mutant("driver-report-does-not-listen", 'with stop.at_once("the report"):', "if True:", tests=STOPPING),
+        Mutant("driver-report-does-not-listen", 'with stop.at_once("the report"):', "if True:", tests=REPORT),
         Mutant("driver-exit-code", "else EXIT_PREEMPTED", "else 0", tests=STOPPING),
         Mutant(
             "driver-stopped-report-has-failed",
             "        except Preempted:\n            raise\n",
             "",
-            tests=(f"{T}/test_stopping.py", "-k", "stops_the_report"),
+            tests=REPORT,
         ),
         Mutant("driver-memory", "if is_out_of_memory(error):", "if False:", tests=MESSAGES),
-        Mutant("driver-any-unfinished-run", " and wanted.is_of(found)", "", tests=DRIVER),
+        Mutant("driver-any-unfinished-run", " and wanted(folder).is_of(found)", "", tests=DRIVER),
         Mutant("driver-finished-run-again", 'found.get("status") != "finished" and', "", tests=DRIVER),
         Mutant("driver-oldest-folder", "return newest if", "return config.out if", tests=DRIVER),
         Mutant("driver-forces-again", '("--resume", "--force-stage")', '("--resume",)', tests=DRIVER),

@@ -93,7 +93,11 @@ MUTANTS = [
         Mutant("trainer-best-of-the-last", "sign * value > sign * best", "sign * value >= sign * best"),
         Mutant("trainer-lower-is-better", "sign = 1 if self.task.higher_is_better else -1", "sign = 1", tests=STAGES),
         Mutant("trainer-best-not-kept", 'if name == "val":', "if False:"),
-        Mutant("trainer-layout-ignored", "channels_last=self.engine.channels_last", "channels_last=False"),
+        Mutant(
+            "trainer-layout-ignored",
+            "layout = self.engine.channels_last\n        return",
+            "layout = False\n        return",
+        ),
         Mutant("trainer-balanced-ignored", "if training.optim.balanced else None", "if False else None"),
         Mutant("trainer-random-not-restored", 'restore_random_state(own["random"])', "pass", tests=RESUME),
         Mutant(
