@@ -8,6 +8,7 @@ it when it looks (`look`).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,9 @@ class TrainingStep:
 
     def leave_out(self) -> None:
         """A step of which nothing can be learnt: only the schedule moves on."""
-        self.scheduler.step()
+        with warnings.catch_warnings():  # torch warns where no step of the optimiser came before
+            warnings.simplefilter("ignore")
+            self.scheduler.step()
 
     def __call__(self, batch: Batch, number: int, sizes: Sequence[int]) -> dict[str, Tensor]:
         """Forward, backward and one optimiser step.

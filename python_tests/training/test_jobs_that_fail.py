@@ -18,7 +18,14 @@ import torch
 from toy_training import Child, ToyConfig, ToyImages, slow_jitter, toy_stages, traces, train
 
 from fgvc_ext.data.loading import Samples
-from fgvc_ext.training import CheckpointCorrupt, EngineConfig, OptimConfig, Preempted, distributed, trainer
+from fgvc_ext.training import (
+    CheckpointCorrupt,
+    EngineConfig,
+    OptimConfig,
+    Preempted,
+    distributed,
+    trainer,
+)
 from fgvc_ext.training.distributed import current_process
 
 HERE = Path(__file__).parent
@@ -262,67 +269,6 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path)
     assert f"was trained by {before} processes and goes on with {after}" in "".join(texts)
     rows = [row.split(",")[:3] for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert rows == [[stage, str(epoch), str(4 * epoch)] for stage in ("first", "second") for epoch in (1, 2, 3)]
-
-
-# ---------------------------------------------------------------- what processes exchange
-
-
-def exchange(folder: Path) -> int:
-    """Rows, sums and buffers of ranks that have different numbers of them."""
-    process = current_process()
-    rows = torch.arange(7)[process.shard(7).start :: process.world_size]
-    assert distributed.gather_rows(rows, 7).tolist() == list(range(7))
-    alone = torch.arange(1) if process.is_main else None
-    assert distributed.gather_rows(alone, 1).tolist() == [0], "others have no row, and do not know its shape"
-    with pytest.raises(ValueError, match="expected"):
-        distributed.gather_rows(torch.arange(9), 7)
-    sums = {"n": torch.tensor(process.rank + 1), **({"main": torch.tensor(2.0)} if process.is_main else {})}
-    total = distributed.reduce_sums(sums)
-    assert (int(total["n"]), float(total["main"])) == (sum(range(1, process.world_size + 1)), 2.0)
-    assert distributed.any_process(process.rank == 1)
-    assert not distributed.any_process(False)
-    assert not bool(distributed.all_true(torch.tensor(process.rank != 1)))
-    assert bool(distributed.all_true(torch.tensor(True)))
-    module = torch.nn.BatchNorm2d(3)
-    module.running_mean += process.rank
-    module.num_batches_tracked += process.rank
-    distributed.share_buffers(module)
-    assert module.running_mean.tolist() == [0, 0, 0]
-    assert int(module.num_batches_tracked) == 0
-    with pytest.warns(UserWarning, match="only GPUs have it"):
-        assert distributed.with_shared_batch_norm(module, torch.device("cpu")) is module
-    calls: list[int] = []
-    assert distributed.on_main(lambda: calls.append(1) or "said") == "said"
-    assert len(calls) == process.is_main
-    kind = KeyError if process.is_main else distributed.OtherProcessFailed
-    with pytest.raises(kind, match="nothing"):
-        distributed.on_main(dict.__getitem__, {}, "nothing")
-    return 0
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_rows_sums_and_decisions_are_those_of_all(count, tmp_path):
-    job.run(tmp_path / "output", count, exchange, tmp_path)
-
-
-def buffers(folder: Path) -> int:
-    """A training with BatchNorm; every rank writes what it ends with."""
-    finish = trainer.Trainer._finish
-
-    def then_write(self):
-        torch.save(self.task.state_dict(), folder / f"{self.name}.{current_process().rank}.pt")
-        finish(self)
-
-    trainer.Trainer._finish = then_write
-    return whole(folder / "run")
-
-
-def test_parameters_and_buffers_are_the_same_in_all_processes(tmp_path):
-    job.run(tmp_path / "output", 2, buffers, tmp_path)
-    for stage in ("first", "second"):
-        main, other = (torch.load(tmp_path / f"{stage}.{rank}.pt", weights_only=True) for rank in range(2))
-        assert any("running_mean" in name for name in main)
-        assert all(torch.equal(value, other[name]) for name, value in main.items())
 
 
 if __name__ == "__main__":

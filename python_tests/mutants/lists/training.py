@@ -4,12 +4,12 @@ from ..mutant import Mutant, of
 
 T = "python_tests/training"
 STEP = (f"{T}/test_step.py", f"{T}/test_task.py")
-TRAINER = (f"{T}/test_trainer.py",)
+TRAINER = (f"{T}/test_trainer.py", f"{T}/test_switches.py")
 RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "stopped_anywhere or workers_change")
 SEVERAL = (f"{T}/test_several_processes.py",)
 JOBS = (f"{T}/test_jobs_that_fail.py", "-m", "not slow", "-k", "killed_process or not_see or another_number or sigterm")
 STAGES = (f"{T}/test_stages.py", f"{T}/test_pipeline_of_four_stages.py")
-SAMPLING = (f"{T}/test_sampling.py", f"{T}/test_trainer.py")
+SAMPLING = (f"{T}/test_sampling.py", f"{T}/test_switches.py")
 
 MUTANTS = [
     *of(
@@ -44,13 +44,25 @@ MUTANTS = [
         Mutant("step-whole-batch-accumulated", "if self.optim.accumulate > 1 and whole:", "if False:"),
         Mutant("step-left-out-parameters", "p.requires_grad and id(p) not in known", "False"),
         Mutant("step-unused-parameters", "p.requires_grad and p.grad is None", "False", tests=TRAINER),
+        Mutant(
+            "step-nan-of-one",
+            "distributed.all_true(loss.isfinite())",
+            "loss.isfinite()",
+            tests=(f"{T}/test_processes_agree.py", "-k", "nan_of_one"),
+        ),
+        Mutant(
+            "step-scaler-forgotten",
+            '"scheduler", "scaler", "health")',
+            '"scheduler", "scaler")',
+            tests=(f"{T}/test_switches.py", f"{T}/test_step.py"),
+        ),
         Mutant("step-nothing-is-nan", "if n == 0:", "if False:", tests=SEVERAL),
         Mutant("step-ranks-weigh-alike", "(len(sizes) * n / total)", "(n / max(1, own))", tests=SEVERAL),
         Mutant(
             "step-buffers-of-each-rank",
             "distributed.share_buffers(self.task)",
             "pass",
-            tests=(f"{T}/test_jobs_that_fail.py", "-k", "buffers"),
+            tests=(f"{T}/test_processes_agree.py", "-k", "buffers"),
         ),
         tests=STEP,
     ),
@@ -82,7 +94,7 @@ MUTANTS = [
             "trainer-epoch-not-told",
             "task.start_epoch(self.at.epoch)",
             "pass",
-            tests=(f"{T}/test_trainer.py", f"{T}/test_task.py", f"{T}/test_subtle_differences_driver.py"),
+            tests=(f"{T}/test_task.py", f"{T}/test_switches.py"),
         ),
         Mutant("trainer-sums-not-added", "add_sums(self.at.sums, self.step(", "self.at.sums.update(self.step("),
         Mutant("trainer-health-unlooked", "if found.failed_at is not None:", "if False:"),
@@ -97,6 +109,40 @@ MUTANTS = [
             "trainer-layout-ignored",
             "layout = self.engine.channels_last\n        return",
             "layout = False\n        return",
+        ),
+        Mutant("trainer-never-looks", "if self.at.step % self.look_every == 0:", "if False:"),
+        Mutant("trainer-found-not-restored", "self._found = self.step.look()", "pass"),
+        Mutant("trainer-overflows-uncounted", "found.overflows - self._found.overflows", "0"),
+        Mutant("trainer-no-batch-of-one", "min(2, self.training.optim.batch_size)", "2"),
+        Mutant(
+            "trainer-crops-of-a-batch", "self.engine.eval_batch_size // samples.crops", "self.engine.eval_batch_size"
+        ),
+        Mutant("trainer-best-of-any", "if name in self.training.evaluations and better:", "if better:"),
+        Mutant("trainer-nan-is-best", "math.isnan(best) or ", ""),
+        Mutant("trainer-step-left-out", "self.step.leave_out()", "pass"),
+        Mutant(
+            "trainer-shared-statistics",
+            "if self.engine.sync_batch_norm:",
+            "if False:",
+            tests=(f"{T}/test_processes_agree.py", "-k", "batch_norm"),
+        ),
+        Mutant(
+            "trainer-dropout-alike",
+            'f"random numbers of process {rank}"',
+            '"initial weights"',
+            tests=(f"{T}/test_processes_agree.py", "-k", "nan_of_one"),
+        ),
+        Mutant(
+            "trainer-sums-of-others-lost",
+            "for state in states if process.is_main else []:",
+            "for state in []:",
+            tests=(f"{T}/test_processes_agree.py", "-k", "no_more"),
+        ),
+        Mutant("trainer-average-not-told", "if self.step.average is not None else []", "if False else []"),
+        Mutant(
+            "trainer-epoch-before-mode",
+            "self.task.train()\n                self._start_epoch()",
+            "self._start_epoch()\n                self.task.train()",
         ),
         Mutant("trainer-balanced-ignored", "if training.optim.balanced else None", "if False else None"),
         Mutant("trainer-random-not-restored", 'restore_random_state(own["random"])', "pass", tests=RESUME),
@@ -155,7 +201,7 @@ MUTANTS = [
             "several-rows-in-blocks",
             "whole[rank :: len(parts)] = part",
             "whole[rank * len(part) : (rank + 1) * len(part)] = part",
-            tests=(f"{T}/test_jobs_that_fail.py", "-k", "rows"),
+            tests=(f"{T}/test_processes_agree.py", "-k", "rows"),
         ),
         Mutant(
             "several-attempts-share",
@@ -163,6 +209,12 @@ MUTANTS = [
             "0",
             tests=JOBS,
             survives="Whether a restart meets the addresses of dead processes is luck: some come back without it.",
+        ),
+        Mutant(
+            "several-main-has-nothing",
+            "-(-count * rank // self.world_size)",
+            "(count * rank // self.world_size)",
+            tests=(f"{T}/test_trainer.py", "-k", "processes"),
         ),
         Mutant("several-failures-unheard", "if others :=", "if False and", tests=JOBS),
         tests=SEVERAL,
@@ -175,7 +227,7 @@ MUTANTS = [
             "evaluation-sums-in-half",
             "torch.float64 if value.is_floating_point() else torch.int64",
             "value.dtype",
-            tests=(f"{T}/test_trainer.py", f"{T}/test_step.py", f"{T}/test_task.py"),
+            tests=(f"{T}/test_trainer.py", f"{T}/test_step.py"),
             survives="Sums of a few float32 losses agree to the digits that tests may demand.",
         ),
         Mutant("evaluation-unseen-sums", "if name not in watched.seen and", "if False and", tests=STEP),
@@ -187,6 +239,12 @@ MUTANTS = [
         Mutant("stages-always-done-again", "if not distributed.on_main(run.is_done, stage.name):", "if True:"),
         Mutant("stages-stale-goes-on", "if lines := refusals(", "if lines := [] and refusals("),
         Mutant("stages-precision-forgotten", "if began_with is None:", "if True:", tests=TRAINER),
+        Mutant(
+            "stages-asked-alone",
+            "if distributed.any_process(asked.received is not None)",
+            "if (asked.received is not None)",
+            tests=(f"{T}/test_processes_agree.py", "-k", "asked"),
+        ),
         Mutant("stages-first-ships", "models[-1].path.read_bytes()", "models[0].path.read_bytes()"),
         tests=STAGES,
     ),
@@ -211,7 +269,7 @@ MUTANTS = [
             "classification-seed-lost",
             'self.model(batch["image"], batch["seed"])',
             'self.model(batch["image"])',
-            tests=(f"{T}/test_subtle_differences_driver.py", f"{T}/test_task.py"),
+            tests=(f"{T}/test_subtle_differences_driver.py", "-m", "not slow"),
         ),
         Mutant("classification-confused", "label * classes + predicted", "predicted * classes + label", tests=STEP),
         Mutant(
