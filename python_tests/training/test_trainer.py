@@ -430,8 +430,8 @@ def test_processes_that_load_stay_for_the_next_evaluation_and_end_with_the_train
     made = []
 
     def loader(samples, *rest, **options):
-        made.append(samples)
-        return evaluation_loader(samples, *rest, **options)
+        made.append(evaluation_loader(samples, *rest, **options))  # held, so that only closing ends its processes
+        return made[-1]
 
     monkeypatch.setattr(trainer, "evaluation_loader", loader)
     train(tmp_path / "2", _config(workers=2))
