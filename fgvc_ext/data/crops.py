@@ -69,8 +69,7 @@ class TrainCrop(_Crop):
         part = resized_part(image, new, top, left, self.crop, self.interpolation)
         if self.flip is not None:
             part = self.flip(part)
-        # The order in which the mean brightness is summed, and with it the last bit, follows the memory.
-        return part if self.jitter is None else self.jitter(part.contiguous())
+        return part if self.jitter is None else self.jitter(part)
 
 
 class EvalCrop(_Crop):

@@ -123,6 +123,13 @@ def test_only_what_the_crop_needs_is_resized(monkeypatch):
     assert seen[1] == (3, 285, 499), "no part of 499 pixels has the weights of the whole"
 
 
+def test_the_channels_of_a_pixel_lie_beside_each_other():
+    """Whatever the order before: torch resizes that several times as fast."""
+    for image in (picture(60, 80), picture(60, 80).contiguous()):
+        assert crops.resized_part(image, (90, 120), 3, 4, 50).stride(0) == 1
+        assert crops.EvalCrop(90, 50)(image).stride(0) == 1
+
+
 def test_sizes_are_rounded_as_torchvision_rounds_them():
     for height in range(1, 60):
         for width in range(1, 60):
@@ -155,7 +162,7 @@ def test_a_batch_on_the_device_is_as_the_network_wants_it():
             batch = {"image": images, "label": label}
             return to_device(batch, CPU, normalise=PREPARE.normalise, channels_last=channels_last)
 
-        assert torch.equal(moved(float_images)["image"], float_images), "a transform of one's own has done it"
+        assert torch.equal(moved(float_images.clone())["image"], float_images), "a transform of one's own has done it"
         assert torch.equal(moved(float_images)["label"], label)
         for stored in (float_images, float_images.to(memory_format=torch.channels_last)):
             images = (stored * 255).to(torch.uint8)
