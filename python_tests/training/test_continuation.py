@@ -158,7 +158,7 @@ def test_a_default_folder_is_found_again_after_an_upgrade(tmp_path):
     facts = {"data": json.loads((out / "run.json").read_text())["data"]}
     for config, name in ((new, "run"), (_newer(_config(), sharpness=0.5), "run-2")):
         config.out, config.force_stage = out, ()
-        assert choose_folder(config, RunFolder(out, config, facts=facts)).name == name
+        assert choose_folder(config, lambda folder, config=config: RunFolder(folder, config, facts=facts)).name == name
 
 
 def test_an_older_configuration_file_loads(tmp_path):
