@@ -211,3 +211,6 @@ def test_class_separation_by_hand():
     assert class_separation(torch.tensor([[0.0], [0], [2], [2]]), labels) == pytest.approx(1)
     assert class_separation(torch.tensor([[0.0], [2], [0], [2]]), labels) == pytest.approx(0)
     assert class_separation(torch.tensor([[0.0], [2], [2], [4]]), labels) == pytest.approx(0.5)
+    # Means 0 and 4 around 3: one image 3 away and three 1 away, of a variance of 12 + 2 in all.
+    uneven = torch.tensor([4, 9, 9, 9])
+    assert class_separation(torch.tensor([[0.0], [3], [4], [5]]), uneven) == pytest.approx(12 / 14)
