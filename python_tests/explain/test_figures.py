@@ -190,7 +190,7 @@ def test_figures_neither_follow_nor_change_the_callers_settings():
 
 def test_principal_plane_finds_the_direction_of_a_line_and_fixes_its_sign():
     steps = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
-    features = 7 + steps[:, None] * torch.tensor([-3.0, 0.0, 4.0])
+    features = torch.tensor([7.0, -2.0, 30.0]) + steps[:, None] * torch.tensor([-3.0, 0.0, 4.0])
     plane = principal_plane(features)
     torch.testing.assert_close(plane.points[:, 0], 5 * steps.double(), atol=1e-9, rtol=0)  # 4 has the largest size
     torch.testing.assert_close(plane.points[:, 1], torch.zeros(5).double(), atol=1e-9, rtol=0)
