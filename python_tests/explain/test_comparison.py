@@ -160,6 +160,17 @@ def test_boxes_and_parts_are_placed_once_whatever_is_drawn(tmp_path, monkeypatch
     assert example.image_b[0, 24, 40] == 220
 
 
+def test_an_example_shows_the_part_if_any_image_does(tmp_path, monkeypatch):
+    drawn: list[PairExample] = []
+    monkeypatch.setattr(comparison, "pairs_figure", lambda examples: drawn.extend(examples) or pairs_figure(examples))
+    data = Squares()
+    data.parts[:, 0, 2] = 0
+    data.parts[4, 0, 2] = 1
+    explain_models(tmp_path, data, {"ours": ModelView(swapped)}, prepare=prepare, frame=CentreCrop(48, 48))
+    (example,) = drawn
+    assert (example.point_a, example.point_b) == ((8.0, 24.0), None)
+
+
 def test_a_part_outside_the_crop_is_not_visible():
     data = Squares(2)
     data.parts[0, 0] = torch.tensor([7.9, 24.0, 1.0])
@@ -224,10 +235,11 @@ def test_the_zero_level_of_a_models_maps_does_not_count(tmp_path):
         "here": ModelView(brightness),
         "above": ModelView(lambda images: brightness(images) + 5),
         "below": ModelView(lambda images: brightness(images) - 5),
+        "various": ModelView(lambda images: brightness(images) + torch.arange(len(images))[:, None, None, None]),
     }
     explain_models(tmp_path, Squares(), models, prepare=prepare, frame=CentreCrop(48, 48), rows=1)
     with (tmp_path / "measures.csv").open(newline="") as file:
-        here, above, below, _ = ({**row, "model": ""} for row in csv.DictReader(file))
-    assert here == above == below
+        here, above, below, various, _ = ({**row, "model": ""} for row in csv.DictReader(file))
+    assert here == above == below == various
     assert "own minimum" in MEASURES
     assert "own minimum" in (tmp_path / "figures" / "captions.json").read_text()

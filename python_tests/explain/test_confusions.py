@@ -49,6 +49,13 @@ def test_pairs_join_both_directions():
     assert confused_pairs(torch.eye(4), NAMES) == []
 
 
+def test_a_pair_that_is_confused_one_way_alone():
+    forth, back = torch.diag(torch.tensor([4, 4])), torch.diag(torch.tensor([4, 4]))
+    forth[0, 1] = back[1, 0] = 2
+    assert confused_pairs(forth, NAMES[:2]) == [ConfusedPair(0, 1, "wren", "tit", 2, 0, 2, 0.2)]
+    assert confused_pairs(back, NAMES[:2]) == [ConfusedPair(0, 1, "wren", "tit", 0, 2, 2, 0.2)]
+
+
 def test_equal_counts_are_ordered_by_share_then_index():
     matrix = torch.diag(torch.tensor([9, 9, 2, 2, 2, 2]))
     matrix[0, 1] = matrix[2, 3] = matrix[4, 5] = 1

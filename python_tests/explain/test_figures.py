@@ -190,7 +190,7 @@ def test_figures_neither_follow_nor_change_the_callers_settings():
 
 def test_principal_plane_finds_the_direction_of_a_line_and_fixes_its_sign():
     steps = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
-    features = 7 + steps[:, None] * torch.tensor([-3.0, 0.0, 4.0])
+    features = torch.tensor([7.0, -2.0, 30.0]) + steps[:, None] * torch.tensor([-3.0, 0.0, 4.0])
     plane = principal_plane(features)
     torch.testing.assert_close(plane.points[:, 0], 5 * steps.double(), atol=1e-9, rtol=0)  # 4 has the largest size
     torch.testing.assert_close(plane.points[:, 1], torch.zeros(5).double(), atol=1e-9, rtol=0)
@@ -211,3 +211,6 @@ def test_class_separation_by_hand():
     assert class_separation(torch.tensor([[0.0], [0], [2], [2]]), labels) == pytest.approx(1)
     assert class_separation(torch.tensor([[0.0], [2], [0], [2]]), labels) == pytest.approx(0)
     assert class_separation(torch.tensor([[0.0], [2], [2], [4]]), labels) == pytest.approx(0.5)
+    # Means 0 and 4 around 3: one image 3 away and three 1 away, of a variance of 12 + 2 in all.
+    uneven = torch.tensor([4, 9, 9, 9])
+    assert class_separation(torch.tensor([[0.0], [3], [4], [5]]), uneven) == pytest.approx(12 / 14)
