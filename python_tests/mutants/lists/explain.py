@@ -98,7 +98,7 @@ MUTANTS = [
     *of(
         "fgvc_ext/explain/document.py",
         Mutant("explain-cells-not-escaped", "return escape(str(value))", "return str(value)"),
-        Mutant("explain-smallest-figure-shrinks", "max(pictures, key=", "min(pictures, key="),
+        Mutant("explain-page-too-large", "len(page.encode()) > SIZE_LIMIT", "len(page.encode()) > 2 * SIZE_LIMIT"),
         tests=REPORT,
     ),
 ]
