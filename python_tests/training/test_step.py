@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -204,13 +205,19 @@ def test_the_health_names_the_first_step_of_the_row_that_was_too_long():
     health, good, bad = Health(CPU, allowed=1), torch.tensor(True), torch.tensor(False)
     steps = [bad, good, bad, good, bad, bad, bad, good, bad]
     for number, finite in enumerate(steps):
-        usable = health.note(number, torch.tensor(number + 0.5), finite, good)
+        usable = health.note(number, torch.tensor(1.0 if finite else math.inf), finite, good)
         assert usable == finite
         assert (health.look().failed_at is not None) == (number >= 5)
-    assert (health.look().failed_at, health.look().problem) == (4, "the loss is 4.5")
+    assert (health.look().failed_at, health.look().problem) == (4, "the loss is inf")
     again = Health(CPU, allowed=1)
     again.load_state_dict(health.state_dict())
     assert again.look() == health.look()
+
+
+def test_the_health_tells_a_loss_of_its_own_from_another_processes():
+    health = Health(CPU, allowed=0)
+    health.note(7, torch.tensor(1.23), torch.tensor(False), torch.tensor(True))
+    assert (health.look().failed_at, health.look().problem) == (7, "the loss of another process is not finite")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
