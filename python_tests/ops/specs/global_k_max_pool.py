@@ -32,6 +32,14 @@ def sample(name: str, features: Tensor, k: int, weight: Tensor | None = None) ->
     return Sample(name, tensors, tuple(tensors), {"k": k})
 
 
+def with_the_last_taken(features: Tensor, k: int) -> Tensor:
+    """The k-th largest of each map changes places with what stands at its last position."""
+    flat = features.flatten(2)
+    place = flat.sort(dim=2, descending=True, stable=True).indices[..., k - 1 : k]
+    smallest, last = flat.gather(2, place), flat[..., -1:]
+    return torch.cat([flat.scatter(2, place, last)[..., :-1], smallest], dim=2).view_as(features)
+
+
 def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list[Sample]:
     def maps(*size: int) -> Tensor:
         return random(*size, dtype=dtype, device=device)
@@ -50,6 +58,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("one pixel", maps(3, 5, 1, 1), 1),
         laid_out("one row", maps(1, 2, 1, 37), 3),
         laid_out("14x14", maps(1, 17, 14, 14), 4),
+        laid_out("k of 32 with the last position", with_the_last_taken(maps(1, 5, 8, 8), 32), 32),
         laid_out("few values", (some * 1.5).round(), 5, weighted=True),
         laid_out("after a ReLU", (some - 1.3).relu(), 4),
         laid_out("prime sides", maps(1, 1, 61, 67), 7),
