@@ -213,6 +213,12 @@ def run_all(pending: list[Mutant], keys: dict[str, str], results: Results, worke
     return failed
 
 
+def choose(everything: list[Mutant], only: str, area: str) -> list[Mutant]:
+    """Those whose id or file matches ``only``, of the lists whose names begin with ``area``."""
+    matches = re.compile(only, re.MULTILINE).search
+    return [one for one in everything if matches(f"{one.id}\n{one.file}") and one.area.startswith(area)]
+
+
 def report(chosen: list[Mutant], results: Results, failed: list[Mutant]) -> bool:
     """Prints the summary; whether enough were caught."""
     found = [(one, results.of[one.id]) for one in chosen if one.id in results.of and one not in failed]
@@ -238,10 +244,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     everything = mutants()
-    chosen = [
-        mutant for mutant in everything
-        if re.search(arguments.only, f"{mutant.id}\n{mutant.file}") and mutant.area.startswith(arguments.area)
-    ]  # fmt: skip
+    chosen = choose(everything, arguments.only, arguments.area)
     results = Results(arguments.results, {mutant.id for mutant in everything})
     # Now, because who goes on working in the tree while this runs must not get results of other sources.
     keys = {mutant.id: mutant.key for mutant in chosen}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .mutant import ROOT, Mutant, files_of, mutants
-from .run import RESULTS, Preloaded, Results, report
+from .run import RESULTS, Preloaded, Results, choose, report
 
 MUTANTS = mutants()
 # Of one operator with few tests and small objects: its kernel, its host side, its public function, its reference.
@@ -90,6 +90,14 @@ def test_a_survivor_is_listed_and_a_share_below_95_percent_fails(
     assert "19 of 20 caught (95.0 %)\nsurvived: number-0 (): It is 0.\n" in capsys.readouterr().out
     assert not report(chosen, results, chosen[:1])
     assert not report(chosen[:19], results, [])
+
+
+def test_they_are_chosen_by_id_file_and_list() -> None:
+    quick = f"^({'|'.join(QUICK)})$"
+    assert sorted(mutant.id for mutant in choose(MUTANTS, quick, "")) == sorted(QUICK)
+    assert {mutant.area for mutant in choose(MUTANTS, quick, "cpu")} == {"cpu_losses"}
+    assert {mutant.file for mutant in choose(MUTANTS, "vector.h$", "")} == {"csrc/cpu/vector.h"}
+    assert choose(MUTANTS, "", "") == MUTANTS
 
 
 def test_the_committed_results_are_of_mutants_that_exist() -> None:
