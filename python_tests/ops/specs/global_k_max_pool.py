@@ -32,14 +32,6 @@ def sample(name: str, features: Tensor, k: int, weight: Tensor | None = None) ->
     return Sample(name, tensors, tuple(tensors), {"k": k})
 
 
-def with_the_last_taken(features: Tensor, k: int) -> Tensor:
-    """The k-th largest of each map changes places with what stands at its last position."""
-    flat = features.flatten(2)
-    place = flat.sort(dim=2, descending=True, stable=True).indices[..., k - 1 : k]
-    smallest, last = flat.gather(2, place), flat[..., -1:]
-    return torch.cat([flat.scatter(2, place, last)[..., :-1], smallest], dim=2).view_as(features)
-
-
 def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list[Sample]:
     def maps(*size: int) -> Tensor:
         return random(*size, dtype=dtype, device=device)
@@ -49,6 +41,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         return sample(name, arrange(features, layout), k, weight)
 
     some = maps(2, 19, 7, 6)
+    neighbours = 1 + (torch.arange(64, device=device) + 33).remainder(64).to(dtype) * torch.finfo(dtype).eps
     return [
         laid_out("weighted", some, 4, weighted=True),
         laid_out("plain", some, 4),
@@ -58,7 +51,8 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("one pixel", maps(3, 5, 1, 1), 1),
         laid_out("one row", maps(1, 2, 1, 37), 3),
         laid_out("14x14", maps(1, 17, 14, 14), 4),
-        laid_out("k of 32 with the last position", with_the_last_taken(maps(1, 5, 8, 8), 32), 32),
+        # No number lies between the 32 largest and the others, and the 32nd is at the last position.
+        laid_out("neighbouring numbers", neighbours.view(1, 1, 8, 8), 32),
         laid_out("few values", (some * 1.5).round(), 5, weighted=True),
         laid_out("after a ReLU", (some - 1.3).relu(), 4),
         laid_out("prime sides", maps(1, 1, 61, 67), 7),
