@@ -9,7 +9,7 @@ import platform
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -126,10 +126,18 @@ def _check_instruction_set() -> None:
         )
 
 
+def _name_function(name: str) -> Callable[..., bytes]:
+    """One of the CPU library's own functions that return a name: it has them also where ``_C`` is missing."""
+    function = getattr(ctypes.CDLL(str(FOLDER / "libfgvc_ext_cpu.so")), name)
+    function.restype = ctypes.c_char_p
+    return function
+
+
 def _supported_instruction_sets() -> list[str]:
-    """Asked of the CPU library itself: it follows FGVC_EXT_ISA also where ``_C`` is missing."""
-    name_of = ctypes.CDLL(str(FOLDER / "libfgvc_ext_cpu.so")).fgvc_ext_supported_instruction_set
-    name_of.restype = ctypes.c_char_p
+    """Those of this build and processor, widest first; none without the CPU library."""
+    if not has_schemas():
+        return []
+    name_of = _name_function("fgvc_ext_supported_instruction_set")
     return [name.decode() for name in itertools.takewhile(bool, map(name_of, itertools.count()))]
 
 
@@ -224,7 +232,8 @@ def build_facts() -> dict[str, str]:
 
 
 def instruction_set() -> str:
-    return _module.instruction_set() if _module is not None else "none"
+    """The instruction set whose kernels run on the CPU; "none" without the CPU library."""
+    return _name_function("fgvc_ext_instruction_set")().decode() if has_schemas() else "none"
 
 
 def check_labels() -> bool:
@@ -299,7 +308,7 @@ def info() -> dict[str, Any]:
         "backend": _backend_in_use(),
         "cpu library": _state("cpu"),
         "instruction set": instruction_set(),
-        "instruction sets supported": ", ".join(_module.supported_instruction_sets()) if _module else "none",
+        "instruction sets supported": ", ".join(_supported_instruction_sets()) or "none",
         "python module": _errors.get("_C", "loaded"),
         "cuda library": _state("cuda"),
         "cuda architectures": facts.get("cuda_architectures", "none") or "none",

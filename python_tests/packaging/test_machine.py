@@ -39,17 +39,27 @@ def test_the_instruction_set_is_honoured_and_checked_without_the_python_module(
     code = f"""
 import ctypes
 import fgvc_ext
-assert fgvc_ext.info()["cpu library"] == "loaded" and fgvc_ext.info()["python module"] != "loaded"
+info = fgvc_ext.info()
+assert info["cpu library"] == "loaded" and info["python module"] != "loaded"
 asked = ctypes.CDLL("{folder}/fgvc_ext/lib/{LIBRARY}").fgvc_ext_instruction_set
 asked.restype = ctypes.c_char_p
 print(asked().decode())
+print(info["instruction set"])
+print(info["instruction sets supported"])
 """
     supported = _library._module.supported_instruction_sets()
     for name in supported:
-        assert interpreters.run(code, folder, FGVC_EXT_ISA=name).lines == [name]
+        assert interpreters.run(code, folder, FGVC_EXT_ISA=name).lines == [name, name, ", ".join(supported)]
     result = interpreters.run(code, folder, FGVC_EXT_ISA="nonsense")
     assert result.status == 1
     assert f"ValueError: FGVC_EXT_ISA must be one of {', '.join(supported)} (of this build and pro" in result.output
+
+
+def test_without_the_cpu_library_no_instruction_set_is_in_use(
+    interpreters: Interpreters, copy_package: CopyPackage
+) -> None:
+    code = "import fgvc_ext; print(*[fgvc_ext.info()[f'instruction {w}'] for w in ('set', 'sets supported')])"
+    assert interpreters.run(code, copy_package(libraries=False)).lines == ["none none"]
 
 
 @compiled
