@@ -76,6 +76,24 @@ def test_a_cuda_library_is_left_alone_where_torch_has_another_cuda(interpreters:
 
 
 @pytest.mark.parametrize(
+    ("of_torch", "mismatch"),
+    [
+        ("13.0", ""),
+        ("13.2", ""),  # a minor version makes no difference
+        ("12.9", f"built for CUDA 13.0, but torch {torch.__version__} has CUDA 12.9"),
+        (None, f"built for CUDA 13.0, but torch {torch.__version__} has no CUDA"),
+    ],
+)
+def test_the_major_version_of_cuda_decides(
+    of_torch: str | None, mismatch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_library, "_module", object())
+    monkeypatch.setattr(_library, "build_facts", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(torch.version, "cuda", of_torch)
+    assert _library._cuda_mismatch() == mismatch
+
+
+@pytest.mark.parametrize(
     ("architectures", "capabilities", "without"),
     [
         ("75-real 80-real 86-real 89-real 90", [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0)], []),
