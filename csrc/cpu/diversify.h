@@ -257,7 +257,8 @@ FGVC_INLINE void select_sixteen(uint32_t bits, const T* set, const T* clear, T* 
       Shorts ones, zeros;
       std::memcpy(&ones, set + first, sizeof(ones));
       std::memcpy(&zeros, clear + first, sizeof(zeros));
-      store(to + first, (one_bit & static_cast<uint16_t>(bits >> first)) != 0 ? ones : zeros);
+      const uint16_t part = static_cast<uint16_t>(bits >> first);
+      store(to + first, (one_bit & part) != 0 ? ones : zeros);
     }
 #endif
   } else if constexpr (sizeof(T) == 1) {

@@ -15,7 +15,7 @@ void run(int64_t samples, int64_t size, int64_t classes, bool normalize, Digest&
   std::vector<int64_t> labels;
   for (int64_t row = 0; row < samples; ++row) labels.push_back(row * 5 % classes);
   labels.back() = classes;  // a wrong label
-  std::vector<Value> features(samples * size), lengths(samples), gradients(2 * samples * size);
+  std::vector<Value> features(samples * size), lengths(2 * samples), gradients(2 * samples * size);
   std::vector<Value> means(samples * size), residuals(samples * size), pulls(samples * size), rows(2 * samples);
   std::vector<Value> pairs(1), losses(2);
   std::vector<M> batch_means(samples * size);

@@ -178,7 +178,7 @@ def drawn(draw: Draw) -> Sample:
     few = draw.integer(0, classes - 1)
     labels = [draw.choice([draw.integer(0, classes - 1), few]) for _ in range(rows)]
     options = {
-        "alpha": draw.choice([0, 0.5, 1, draw.number(0, 2)]),
+        "alpha": draw.choice([0, 0.5, 1, draw.number(0.001, 2)]),  # smaller ones are zero or not by the precision
         "margin": draw.choice([0, 0.75, draw.number(0, 4)]),
         "gamma": draw.choice([0, 16, draw.number(0, 20)]),
         "normalize": boolean(draw),
