@@ -174,3 +174,11 @@ def test_the_module_starts_as_the_plain_mean_and_learns_its_weights() -> None:
     assert pool.weight.grad.shape == (4,)
     assert (pool.weight.grad.diff() <= 0).all()  # larger values, larger gradient
     assert "k=4, weighted=True" in repr(pool)
+
+
+def test_the_last_position_of_a_map_that_is_one_too_large_for_16_bits() -> None:
+    features = torch.zeros(1, 1, 1, 2**15 + 1)
+    features[..., -1] = 1
+    features.requires_grad_()
+    ops.global_k_max_pool(features, 1).sum().backward()
+    assert features.grad.flatten().nonzero().tolist() == [[2**15]]

@@ -189,3 +189,8 @@ def test_bad_arguments(student: Tensor, teachers: Tensor, error: type[Exception]
 def test_the_module_is_the_function() -> None:
     student, teachers = torch.randn(2, 3, 4), torch.randn(3, 2, 3, 4)
     assert torch.equal(nn.OrthogonalLoss()(student, teachers), ops.orthogonal_loss(student, teachers))
+
+
+def test_teachers_of_another_number_of_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="teacher_maps"):
+        ops.orthogonal_loss(torch.rand(2, 3, 4), torch.rand(5, 3, 3, 4))

@@ -125,3 +125,10 @@ def test_interleaved_channels_that_fill_their_vectors_or_not(dtype: torch.dtype,
         attention, expected = ops.spatial_attention_map(features).double(), ops.spatial_attention_map(exact).detach()
         torch.testing.assert_close(attention, expected, rtol=eps, atol=1e-6)
         torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=eps, atol=1e-6)
+
+
+def test_under_fake_tensors_a_gradient_has_the_layout_of_the_features() -> None:
+    with torch._subclasses.FakeTensorMode():
+        features = torch.empty(2, 4, 3, 5).to(memory_format=torch.channels_last).requires_grad_()
+        (grad,) = torch.autograd.grad(ops.spatial_attention_map(features).sum(), features)
+    assert grad.stride() == features.stride()

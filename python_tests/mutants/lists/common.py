@@ -101,11 +101,17 @@ MUTANTS = [
         Mutant("checks-dims", "that(tensor.dim() == dims, name", "that(tensor.dim() >= dims, name"),
         Mutant("checks-saved-contiguous", "that(tensor.is_contiguous(), name", "that(true, name"),
         Mutant("checks-saved-dtype", "that(tensor.scalar_type() == dtype, name", "that(true, name"),
-        Mutant("checks-device", "that(device_type(tensor) == device_type(first) &&", "that(true ||"),
+        Mutant(
+            "checks-device",
+            "that(device_type(tensor) == device_type(first) &&",
+            "that(true ||",
+            survives="On a machine without a GPU every tensor that reaches a kernel is on the CPU.",
+        ),
         Mutant(
             "checks-negative-strides",
             "if (size[i] < 0 || stride[i] < 0) return false;",
             "if (size[i] < 0) return false;",
+            survives="Torch makes no tensor of negative strides.",
         ),
         Mutant(
             "checks-overlap",
