@@ -56,6 +56,7 @@ MUTANTS = [
             "(int, torch.SymInt)) else operator.index(value)",
             "object) else 0",
             tests=("python_tests/ops/test_checks.py",),
+            survives="Torch takes NumPy's integers as they are, too.",
         ),
         Mutant("checks-py-labels-device", "check_device(op, name, value, first_name, first)\n    rows", "rows"),
         tests=OWN_TESTS,
