@@ -122,7 +122,8 @@ def run(code: str, package: Path) -> subprocess.CompletedProcess[str]:
 
 
 def assert_clean(result: subprocess.CompletedProcess[str]) -> None:
-    report = result.stdout[result.stdout.find("==ERROR") :] if "==ERROR" in result.stdout else result.stdout[-6000:]
+    begins = [result.stdout.find(mark) for mark in ("==ERROR", "runtime error:") if mark in result.stdout]
+    report = result.stdout[max(0, min(begins) - 200) :][:6000] if begins else result.stdout[-6000:]
     assert result.returncode == 0, report
     assert "runtime error" not in result.stdout, report
 
