@@ -7,7 +7,6 @@ it when it looks (`look`).
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -135,8 +134,7 @@ class TrainingStep:
         self.scaler.unscale_(self.optimizer)
         if self.optim.clip_grad_norm is not None:
             return torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad_norm).isfinite()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients, math.inf).isfinite()  # the largest: it does not overflow
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).isfinite()
 
     def _scale(self) -> Tensor | None:
         return self.scaler._scale if self.scaler.is_enabled() else None  # get_scale() would wait for the device
