@@ -77,11 +77,6 @@ class Checkpoints:
                 manifest.unlink()
                 manifest.with_suffix(".pt").unlink(missing_ok=True)
 
-    def latest_whole(self) -> Path | None:
-        """The path of the checkpoint that `load_latest` reads."""
-        found = self.load_latest()
-        return None if found is None else found[1]
-
     def load_latest(self) -> tuple[dict[str, Any], Path] | None:
         """The newest whole checkpoint and its path; None where none was written. Damaged ones are passed over loudly.
 

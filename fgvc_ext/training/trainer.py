@@ -301,9 +301,10 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint, or from the beginning."""
-        file = distributed.on_main(self.checkpoints.latest_whole)
-        if file is not None:
-            self._load(distributed.on_each(load_checkpoint, file), file)
+        found = distributed.on_each(lambda: self.checkpoints.load_latest() if distributed.is_main() else None)
+        file = distributed.on_main(lambda: None if found is None else found[1])
+        if file is not None:  # the other processes read the file that the main one has found
+            self._load(distributed.on_each(lambda: load_checkpoint(file) if found is None else found[0]), file)
         elif distributed.is_main():  # a run that was stopped before its first checkpoint may have left lines
             self.run.metrics.drop(self.name, after=0)
 
