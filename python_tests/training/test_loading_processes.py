@@ -5,20 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 
-from toy_training import ToyConfig, traces, train
+from toy_training import toy_config, traces, train
 
 from fgvc_ext.training import EngineConfig, distributed, trainer
 from fgvc_ext.training.device import worker_count
 from fgvc_ext.training.distributed import Process
 from fgvc_ext.training.sampling import evaluation_loader
-
-
-def _config(**changes) -> ToyConfig:
-    config = ToyConfig(stages=1)
-    for name, value in changes.items():
-        group = "optim" if hasattr(config.optim, name) else "engine" if hasattr(config.engine, name) else None
-        setattr(getattr(config, group) if group else config, name, value)
-    return config
 
 
 def test_processes_that_load_stay_for_the_next_evaluation_and_end_with_the_training(tmp_path, monkeypatch):
@@ -29,10 +21,10 @@ def test_processes_that_load_stay_for_the_next_evaluation_and_end_with_the_train
         return made[-1]
 
     monkeypatch.setattr(trainer, "evaluation_loader", loader)
-    train(tmp_path / "2", _config(workers=2))
+    train(tmp_path / "2", toy_config(workers=2))
     assert len(made) == 1, "three evaluations"
     assert not multiprocessing.active_children()
-    train(tmp_path / "0", _config(workers=0))
+    train(tmp_path / "0", toy_config(workers=0))
     assert traces(tmp_path / "2") == traces(tmp_path / "0")
 
 

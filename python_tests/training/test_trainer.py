@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 from torch import nn
-from toy_training import ToyConfig, ToyImages, ToyModel, centre, open_run, toy_stages, traces, train
+from toy_training import ToyConfig, ToyImages, ToyModel, centre, open_run, toy_config, toy_stages, traces, train
 
 from fgvc_ext.data.loading import Samples
 from fgvc_ext.models.weights_file import load_weights_file
@@ -35,16 +35,8 @@ from fgvc_ext.training.run_lock import RunLock
 from fgvc_ext.training.sampling import evaluation_loader
 
 
-def _config(**changes) -> ToyConfig:
-    config = ToyConfig(stages=1)
-    for name, value in changes.items():
-        group = "optim" if hasattr(config.optim, name) else "engine" if hasattr(config.engine, name) else None
-        setattr(getattr(config, group) if group else config, name, value)
-    return config
-
-
 def test_it_learns_and_writes_what_it_promises(tmp_path):
-    results = train(tmp_path, _config(epochs=12, ema_decay=None, lr=0.2))
+    results = train(tmp_path, toy_config(epochs=12, ema_decay=None, lr=0.2))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     names = ("train_accuracy", "train_loss", "test_accuracy", "test_loss", "test_class_accuracy")
     assert tuple(rows[0]) == (*COLUMNS, *names)
@@ -68,7 +60,7 @@ def test_it_learns_and_writes_what_it_promises(tmp_path):
 
 def test_a_step_is_sgd_on_the_mean_loss(tmp_path):
     """One step of the engine equals one written out by hand."""
-    config = _config(epochs=1, batch_size=33, ema_decay=None, warmup_epochs=0.0, accumulate=1, schedule="constant")
+    config = toy_config(epochs=1, batch_size=33, ema_decay=None, warmup_epochs=0.0, accumulate=1, schedule="constant")
     (stage,) = toy_stages(config, centre)
     torch.manual_seed(0)
     start = Classification(ToyModel(), nn.CrossEntropyLoss())
@@ -98,7 +90,7 @@ def test_accumulated_gradients_equal_one_batch(tmp_path):
 
     results = []
     for accumulate in (1, 3):
-        config = _config(accumulate=accumulate, ema_decay=None)
+        config = toy_config(accumulate=accumulate, ema_decay=None)
         (stage,) = toy_stages(config)
         stage.build = lambda earlier: Classification(NoNorm(), nn.CrossEntropyLoss())
         with open_run(tmp_path / str(accumulate), config) as run:
@@ -109,7 +101,7 @@ def test_accumulated_gradients_equal_one_batch(tmp_path):
 
 def test_a_nan_loss_stops_with_step_samples_and_checkpoint(tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, step 5: the loss is nan.*-s000000004\.pt.*train/\d+") as caught:
-        train(tmp_path, _config(nan_at=6))
+        train(tmp_path, toy_config(nan_at=6))
     assert str(caught.value).count("train/") == 8
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["status"] == "failed"
@@ -117,14 +109,14 @@ def test_a_nan_loss_stops_with_step_samples_and_checkpoint(tmp_path):
 
 
 def test_a_skipped_step_leaves_nothing_behind(tmp_path):
-    results = train(tmp_path, _config(nan_at=6, max_skipped_steps=1))
+    results = train(tmp_path, toy_config(nan_at=6, max_skipped_steps=1))
     assert all(value.isfinite().all() for value in load_weights_file(results["first"].path)[0].values())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("skipped_steps") for row in rows] == [None, 1, None]
 
 
 def test_broken_images_are_counted(tmp_path):
-    config = _config(broken_images="skip")
+    config = toy_config(broken_images="skip")
     (stage,) = toy_stages(config)
     samples = stage.train({})
     samples.dataset.broken = (4, 5, 6)
@@ -141,7 +133,7 @@ def test_parameters_without_gradient_are_named(tmp_path):
             super().__init__()
             self.classifier.extra = nn.Parameter(torch.zeros(2))
 
-    config = _config()
+    config = toy_config()
     (stage,) = toy_stages(config)
     stage.build = lambda earlier: Classification(Unused(), nn.CrossEntropyLoss())
     with (
@@ -177,7 +169,7 @@ def test_five_crops_are_averaged():
 
 def test_no_step_in_an_epoch_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no step in an epoch"):
-        train(tmp_path, _config(images=1))
+        train(tmp_path, toy_config(images=1))
 
 
 def test_schedules():
@@ -224,7 +216,7 @@ def test_new_layers_have_their_own_rate():
 
 
 def test_a_configuration_comes_back_from_its_file(tmp_path):
-    config = _config(lr=0.25, new_layers=("classifier", "backbone"), clip_grad_norm=1.0)
+    config = toy_config(lr=0.25, new_layers=("classifier", "backbone"), clip_grad_norm=1.0)
     save_config(config, tmp_path / "c.json")
     assert load_config(ToyConfig, tmp_path / "c.json") == config
 
@@ -245,13 +237,13 @@ def test_a_bad_configuration_is_named(change, message, tmp_path):
 
 
 def test_a_lock_of_a_dead_process_is_taken_over(tmp_path):
-    with open_run(tmp_path, _config()):
+    with open_run(tmp_path, toy_config()):
         held = json.loads((tmp_path / "run.lock").read_text())
         with pytest.raises(RunLocked, match=f"process {os.getpid()}"):
-            open_run(tmp_path, _config()).__enter__()
+            open_run(tmp_path, toy_config()).__enter__()
     for left in ({**held, "host": "elsewhere"}, held):  # of a run that was killed, here or on another machine
         (tmp_path / "run.lock").write_text(json.dumps(left))
-        with open_run(tmp_path, _config()) as run:
+        with open_run(tmp_path, toy_config()) as run:
             assert isinstance(run, RunFolder)
 
 
@@ -289,7 +281,7 @@ def test_processes():
 
 
 def test_toy_runs_are_comparable(tmp_path):
-    train(tmp_path, _config(epochs=1))
+    train(tmp_path, toy_config(epochs=1))
     assert set(traces(tmp_path)) >= {"first.safetensors", "last.safetensors", "metrics.csv"}
 
 
@@ -329,7 +321,7 @@ def test_lines_behind_a_checkpoint_are_dropped(tmp_path):
 
 def test_event_files_are_written_where_tensorboard_is(tmp_path):
     pytest.importorskip("tensorboard")
-    train(tmp_path, _config(epochs=2))
+    train(tmp_path, toy_config(epochs=2))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard/first"))

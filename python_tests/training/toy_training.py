@@ -106,6 +106,15 @@ class ToyConfig:
     resume: str = "auto"
 
 
+def toy_config(**changes: Any) -> ToyConfig:
+    """One stage, with changed fields of its groups or of its own."""
+    config = ToyConfig(stages=1)
+    for name, value in changes.items():
+        group = "optim" if hasattr(config.optim, name) else "engine" if hasattr(config.engine, name) else None
+        setattr(getattr(config, group) if group else config, name, value)
+    return config
+
+
 def toy_stages(config: ToyConfig, transform: Any = jitter) -> list[Stage]:
     train, test = ToyImages(config.images, classes=config.classes), ToyImages(21, "test", config.classes)
     return [

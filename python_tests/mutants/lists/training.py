@@ -4,7 +4,7 @@ from ..mutant import Mutant, of
 
 T = "python_tests/training"
 STEP = (f"{T}/test_step.py", f"{T}/test_task.py")
-TRAINER = (f"{T}/test_trainer.py", f"{T}/test_switches.py")
+TRAINER = (f"{T}/test_trainer.py", f"{T}/test_switches.py", f"{T}/test_epochs.py")
 RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "stopped_anywhere or workers_change")
 SEVERAL = (f"{T}/test_several_processes.py",)
 JOBS = (f"{T}/test_jobs_that_fail.py", "-m", "not slow", "-k", "killed_process or not_see or another_number or sigterm")
@@ -27,7 +27,7 @@ MUTANTS = [
         Mutant("step-logs-not-added", "add_sums(sums, logs)", "sums.update(logs)"),
         Mutant("step-loss-of-a-sample", "loss.detach().double() * n", "loss.detach().double()", tests=TRAINER),
         Mutant("step-not-clipped", "if self.optim.clip_grad_norm is not None:", "if False:"),
-        Mutant("step-gradients-unlooked", "math.inf).isfinite()", "math.inf).isfinite() | True"),
+        Mutant("step-gradients-unlooked", "is not None]).isfinite()", "is not None]).isfinite() | True"),
         Mutant("step-scaled", "self.scaler.unscale_(self.optimizer)", "pass"),
         Mutant("step-scale-never-changes", "self.scaler.update()", "pass"),
         Mutant(
@@ -54,7 +54,7 @@ MUTANTS = [
             "step-scaler-forgotten",
             '"scheduler", "scaler", "health")',
             '"scheduler", "scaler")',
-            tests=(f"{T}/test_switches.py", f"{T}/test_step.py"),
+            tests=(f"{T}/test_epochs.py", f"{T}/test_step.py"),
         ),
         Mutant("step-nothing-is-nan", "if n == 0:", "if False:", tests=SEVERAL),
         Mutant("step-ranks-weigh-alike", "(len(sizes) * n / total)", "(n / max(1, own))", tests=SEVERAL),
@@ -94,7 +94,7 @@ MUTANTS = [
             "trainer-epoch-not-told",
             "task.start_epoch(self.at.epoch)",
             "pass",
-            tests=(f"{T}/test_task.py", f"{T}/test_switches.py"),
+            tests=(f"{T}/test_task.py", f"{T}/test_epochs.py"),
         ),
         Mutant("trainer-sums-not-added", "add_sums(self.at.sums, self.step(", "self.at.sums.update(self.step("),
         Mutant("trainer-health-unlooked", "if found.failed_at is not None:", "if False:"),
