@@ -35,6 +35,9 @@ class ClassMeanLoss(nn.Module):
     ``within`` and ``between`` are the two losses of the last forward, detached; None before it.
     """
 
+    whole_batch = True
+    """It is no mean over samples: the loss of the parts of a batch is another one."""
+
     class_means: Tensor
     within: Tensor | None
     between: Tensor | None

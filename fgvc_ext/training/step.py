@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgvc_ext.data.loading import Batch
-from fgvc_ext.nn import ClassMeanLoss
 from fgvc_ext.training import distributed
 from fgvc_ext.training.config import EngineConfig, OptimConfig
 from fgvc_ext.training.device import choose_precision
@@ -24,10 +23,6 @@ from fgvc_ext.training.health import Findings, Health
 from fgvc_ext.training.optimisation import PRECISIONS, MovingAverage, build_optimizer, build_scheduler
 from fgvc_ext.training.sampling import parts
 from fgvc_ext.training.task import Task
-
-WHOLE_BATCH = (ClassMeanLoss,)
-"""Losses that are no mean over samples: they see the whole batch, or are another loss. A module of one's own says so by
-an attribute `whole_batch = True`."""
 
 
 class TrainingStep:
@@ -154,7 +149,7 @@ class TrainingStep:
     # ---------------------------------------------------------------- checks
 
     def _check_accumulation(self) -> None:
-        whole = [name for name, module in self.task.named_modules() if _sees_whole_batch(module)]
+        whole = [name for name, module in self.task.named_modules() if getattr(module, "whole_batch", False)]
         if self.optim.accumulate > 1 and whole:
             raise ValueError(
                 f"optim.accumulate: expected 1, got {self.optim.accumulate}: {whole[0]} "
@@ -190,7 +185,3 @@ class TrainingStep:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self._first = False
-
-
-def _sees_whole_batch(module: nn.Module) -> bool:
-    return isinstance(module, WHOLE_BATCH) or getattr(module, "whole_batch", False) is True
