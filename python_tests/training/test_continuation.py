@@ -31,13 +31,7 @@ from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.step import TrainingStep
 from fgvc_ext.training.stop_request import StopRequest
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _config(epochs: int = 3, schedule: str = "step", **changes) -> ToyConfig:

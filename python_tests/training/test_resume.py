@@ -22,12 +22,7 @@ from fgvc_ext.training.stop_request import StopRequest
 STEPS_PER_EPOCH = 4  # 33 images in batches of 8: the 33rd joins the last batch
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
