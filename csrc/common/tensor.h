@@ -68,8 +68,9 @@ inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size
 
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
   std::vector<int64_t> stride(size.size());
-  int64_t elements = 1;
-  for (size_t i = size.size(); i-- > 0; elements *= std::max<int64_t>(size[i], 1)) stride[i] = elements;
+  uint64_t elements = 1;  // unsigned: beside a zero, sizes may be so large that their product wraps around
+  for (size_t i = size.size(); i-- > 0; elements *= std::max<int64_t>(size[i], 1))
+    stride[i] = static_cast<int64_t>(elements);
   return empty_strided(like, size, stride, dtype);
 }
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) {
