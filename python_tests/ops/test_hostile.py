@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +117,51 @@ hostile.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
     ))  # fmt: skip
     with pytest.raises(pytest.fail.Exception, match=f"call 7 of {OPERATORS[0]} ended the process"):
         make_calls(tmp_path, 5, 10, OPERATORS[0])
+
+
+def with_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The argument with its tensor changed, of a list the first; None where it has none."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
+        return [change(value[0]), *value[1:]]
+    return None
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_tensor_of_another_dtype_is_refused(name: str) -> None:
+    """Saved tensors too: a kernel would read them as what they are not."""
+    operator = getattr(torch.ops.fgvc_ext, name).default
+    valid = list(next(iter(hostile.valid_calls(name))))
+    tried = 0
+    for place, value in enumerate(valid):
+        changed = with_tensor(value, lambda tensor: tensor.to(torch.int8))
+        if changed is not None:
+            tried += 1
+            with pytest.raises(RuntimeError, match=f"{name}: .*dtype"):
+                operator(*valid[:place], changed, *valid[place + 1 :])
+    assert tried > 0
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name.endswith("_backward")])
+def test_a_gradient_of_more_elements_than_can_be_counted_is_refused(name: str) -> None:
+    operator = getattr(torch.ops.fgvc_ext, name).default
+    names = [argument.name for argument in operator._schema.arguments]
+    if "stride" not in names:
+        pytest.skip("the gradient has the layout of a saved tensor")
+    valid = next(list(call) for call in hostile.valid_calls(name) if call[0].numel() > 1)
+    valid[names.index("size")], valid[names.index("stride")] = [2**32, 2**32, 1, 1], [1, 2**32, 1, 1]
+    with pytest.raises(RuntimeError, match=f"{name}: size and stride must be those of a dense tensor"):
+        operator(*valid)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_map_of_too_many_positions_is_refused(name: str) -> None:
+    """32 bits name them. The map takes no memory: all of its elements are one."""
+    operator = getattr(torch.ops.fgvc_ext, name).default
+    valid = next(list(call) for call in hostile.valid_calls(name) if with_tensor(call[0], lambda t: t) is not None)
+    if not isinstance(valid[0], torch.Tensor) or valid[0].dim() != 4:
+        pytest.skip("its first tensor is no image of maps")
+    huge = torch.zeros(1, 1, 1, 1).expand(1, 1, 2**16, 2**15)
+    with pytest.raises(RuntimeError, match=rf"{name}: .*2\^31 - 1 positions"):
+        operator(huge, *valid[1:])
