@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_info(commands)
     commands.add_parser("train", help="train a paper's pipeline: fgvc-ext train PAPER PRESET [changes]", add_help=False)
+    _add_demo(commands)
     _add_data(commands)
     return parser
 
@@ -50,6 +51,20 @@ def _info(parsed: argparse.Namespace) -> int:
     from .info import info_command
 
     return info_command()
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "train every method on the embedded birds, a few minutes on a CPU: one table, one page"
+    demo = commands.add_parser("demo", help=text, description=text)
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs (default: runs/demo)")
+    demo.add_argument("--seed", type=int, default=0, help="of the trainings (default: 0)")
+    demo.set_defaults(command=_demo)
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from .demo import demo_command
+
+    return demo_command(parsed.out, parsed.seed)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

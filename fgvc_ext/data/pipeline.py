@@ -39,6 +39,8 @@ class DataConfig:
     """synthetic: test images of a class."""
     image_size: int = 128
     """synthetic: side of the images that are drawn, in pixels."""
+    species: int = 0
+    """synthetic: seed from which the species and their images are drawn."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ def load_datasets(
     options: dict[str, Any] = {}
     if config.name == "synthetic":
         names = ("classes", "train_per_class", "test_per_class", "image_size")
-        options = {name: getattr(config, name) for name in names}
+        options = {name: getattr(config, name) for name in names} | {"seed": config.species}
     elif config.root is None:
         raise ValueError(f"data set {config.name!r} needs the folder that holds it: --data.root FOLDER")
     elif not config.root.is_dir():

@@ -24,7 +24,8 @@ class ModelConfig:
     backbone: str = "resnet50"
     """A torchvision ResNet, VGG or DenseNet, resnet10_narrow, or timm/<name>."""
     weights: str = "none"
-    """What it starts from: imagenet (its library's weights, downloaded once), none, or a FILE (safetensors, .pth)."""
+    """What it starts from: imagenet (its library's weights, downloaded once), birds (resnet10_narrow's, pretrained on
+    synthetic birds, in the package), none, or a FILE (safetensors, .pth)."""
     stride_on_first_conv: bool = False
     """A bottleneck's stride on its first 1×1 convolution, for weights in Caffe's form."""
 

@@ -14,7 +14,9 @@ from fgvc_ext.atomic_files import file_sha256
 from fgvc_ext.models.timm_backbone import timm_weights
 from fgvc_ext.models.torchvision_backbone import torchvision_names, torchvision_weights
 
-EXPECTED = "expected imagenet, none or a file (safetensors or .pth)"
+EXPECTED = "expected imagenet, birds, none or a file (safetensors or .pth)"
+BIRDS = "resnet10_narrow"
+"""The backbone of the weights that lie in the package, pretrained on synthetic birds (scripts/birds_backbone.py)."""
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.pth$")  # the custom of torch.hub, which both libraries keep
 
 
@@ -79,12 +81,14 @@ def starting_weights(weights: str | Path, backbone: str) -> StartingWeights | No
     """What `--model.weights` names for this backbone; None for "none". Looks at no file and downloads nothing.
 
     Raises:
-        ValueError: "birds", which this version does not have, or "imagenet" for a backbone without such weights.
+        ValueError: "imagenet" or "birds" for a backbone without such weights.
     """
     if weights == "none":
         return None
     if weights == "birds":
-        raise ValueError(f"weights: {EXPECTED}, got 'birds', which this version does not have")
+        if backbone != BIRDS:
+            raise ValueError(f"weights: birds are those of {BIRDS}, got {backbone}: give imagenet, none or a file")
+        return StartingWeights("birds", birds_file())
     if weights != "imagenet":
         return StartingWeights(str(weights), Path(weights))
     found = _library_weights(backbone)
@@ -94,6 +98,11 @@ def starting_weights(weights: str | Path, backbone: str) -> StartingWeights | No
     prefix = _HASH_IN_NAME.search(name)
     file = Path(torch.hub.get_dir()) / "checkpoints" / name
     return StartingWeights(f"ImageNet weights {name}", file, url, prefix[1] if prefix else "")
+
+
+def birds_file() -> Path:
+    """The file in the package that `--model.weights birds` names."""
+    return Path(__file__).with_name("birds.safetensors")
 
 
 def _library_weights(backbone: str) -> tuple[str, str] | None:

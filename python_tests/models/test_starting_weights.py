@@ -10,10 +10,15 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from torch import nn
 
 from fgvc_ext.atomic_files import file_sha256
-from fgvc_ext.models import SubtleDifferences, build_backbone, starting_weights
+from fgvc_ext.data import SyntheticBirds
+from fgvc_ext.data.transforms import Preprocessing
+from fgvc_ext.models import Backbone, SubtleDifferences, build_backbone, starting_weights
 from fgvc_ext.models.config import ModelConfig
+
+SPLITS = ("train", "test")
 
 
 @pytest.fixture
@@ -125,9 +130,9 @@ def test_a_timm_model_starts_from_its_file(hub):
 @pytest.mark.parametrize(
     ("backbone", "weights", "message"),
     [
-        ("resnet18", "birds", "expected imagenet, none or a file .*got 'birds', which this version does not have"),
+        ("resnet18", "birds", "birds are those of resnet10_narrow, got resnet18"),
         ("resnet10_narrow", "imagenet", "resnet10_narrow has no ImageNet weights: give none or a file"),
-        ("resnet18", "imagnet", "weights imagnet: expected imagenet, none or a file .*no such file"),
+        ("resnet18", "imagnet", "weights imagnet: expected imagenet, birds, none or a file .*no such file"),
     ],
 )
 def test_weights_that_there_are_not(backbone, weights, message, hub, tmp_path):
@@ -202,3 +207,34 @@ def test_layers_that_start_at_random_may_be_missing(tmp_path):
     text = config.start(_model(), tmp_path, ["layer4"])
     assert "keep their initial values: backbone.layer4.0.conv1.weight" in text
     assert "classifier.weight" in text, "beside the layers that are named"
+
+
+def test_birds_tell_species_apart_that_they_have_not_seen():
+    """The nearest class mean of five images is mostly right, where random layers are mostly wrong."""
+    split = {name: SyntheticBirds(name, classes=20, train_per_class=5, test_per_class=5, seed=3) for name in SPLITS}
+
+    def share_of_correct(backbone: Backbone) -> float:
+        prepare = Preprocessing(128, 112).transform()
+        features = {}
+        with torch.no_grad():
+            for name, birds in split.items():
+                images = torch.stack([prepare(birds.load(i)) for i in range(len(birds))])
+                features[name] = nn.functional.normalize(backbone.eval()(images).mean((2, 3)))
+        means = features["train"].unflatten(0, (20, 5)).mean(1)
+        nearest = torch.cdist(features["test"], means).argmin(1)
+        return float((nearest == split["test"].labels).float().mean())
+
+    torch.manual_seed(0)
+    assert share_of_correct(build_backbone("resnet10_narrow")) < 0.3
+    assert share_of_correct(build_backbone("resnet10_narrow", weights="birds")) > 0.5
+
+
+def test_no_species_of_a_preset_is_one_that_the_birds_backbone_has_seen():
+    scripts = Path(__file__).parents[2] / "scripts"
+    code = (scripts / "birds_backbone.py").read_text()
+    names: dict[str, object] = {"__file__": str(scripts / "birds_backbone.py"), "__name__": "birds_backbone"}
+    exec(compile(code, "birds_backbone.py", "exec"), names)
+    names["check_species"]()
+    names["SHOWN"] = range(1000, 1001)
+    with pytest.raises(ValueError, match="species 1000: one of them is also drawn from seed 1000"):
+        names["check_species"]()

@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on_without_the_file_to_the_same_bits(driver, file, t
     assert whole.read_bytes() == again.read_bytes()
     assert _run(driver, tmp_path / "run", "--model.weights", str(file)) == 0, "it is done"
     assert _run(driver, tmp_path / "new", "--model.weights", str(file)) == 1
-    assert f"{file}: expected imagenet, none or a file" in capsys.readouterr().err
+    assert f"{file}: expected imagenet, birds, none or a file" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -112,7 +112,7 @@ def test_a_dry_run_neither_downloads_nor_fails(driver, tmp_path, monkeypatch, ca
     assert "maps [1, 4, 2, 2]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("weights", "words"), [("birds", "got 'birds'"), ("imagenet", "resnet10_narrow has no")])
+@pytest.mark.parametrize(("weights", "words"), [("none.pth", "no such file"), ("imagenet", "resnet10_narrow has no")])
 def test_weights_that_there_are_not_are_one_line(driver, weights, words, tmp_path, capsys):
     assert _run(driver, tmp_path / "run", "--model.weights", weights) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
