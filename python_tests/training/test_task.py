@@ -11,6 +11,7 @@ from toy_models import ToyClassifier
 from toy_training import ToyImages, ToyModel, centre
 
 from fgvc_ext.data.loading import Samples
+from fgvc_ext.models import SubtleDifferences, build_backbone
 from fgvc_ext.training import Classification, EngineConfig, Frozen, OptimConfig, Task
 from fgvc_ext.training.evaluation import map_samples, measured
 from fgvc_ext.training.step import TrainingStep
@@ -149,3 +150,14 @@ def test_mapped_samples_keep_their_order(batch_size):
     expected = torch.stack([centre(samples.dataset.load(i)).mean((1, 2)) for i in range(9)])
     torch.testing.assert_close(rows, expected)
     assert not rows.is_inference()
+
+
+def test_a_model_draws_from_the_seeds_of_its_samples():
+    """Not from the generator: masks shall be the same for any split of a batch."""
+    backbone = build_backbone("resnet10_narrow")
+    task = Classification(SubtleDifferences(backbone, 3, patch_size=2), nn.CrossEntropyLoss()).train()
+    batch = {**_batch(), "image": torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))}
+    first, again = (float(task.step(batch)["loss"]) for _ in range(2))
+    assert first == again
+    other = {**batch, "seed": batch["seed"] + 1000}
+    assert first != float(task.step(other)["loss"])

@@ -269,7 +269,7 @@ MUTANTS = [
             "classification-seed-lost",
             'self.model(batch["image"], batch["seed"])',
             'self.model(batch["image"])',
-            tests=(f"{T}/test_subtle_differences_driver.py", "-m", "not slow"),
+            tests=(f"{T}/test_task.py",),
         ),
         Mutant("classification-confused", "label * classes + predicted", "predicted * classes + label", tests=STEP),
         Mutant(
