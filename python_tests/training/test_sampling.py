@@ -15,6 +15,7 @@ from fgvc_ext.training.sampling import (
     derive_seed,
     evaluation_loader,
     mix64,
+    parts,
     sample_seeds,
     training_loader,
 )
@@ -147,3 +148,13 @@ def test_limits_keep_the_classes():
     assert evenly_spaced(100, 4) == [0, 25, 50, 75]
     with pytest.raises(ValueError, match="positive"):
         evenly_spaced(10, 0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "count", "sizes"), [(5, 4, [3, 2]), (8, 4, [2, 2, 2, 2]), (1, 2, [1]), (7, 2, [4, 3])]
+)
+def test_no_part_of_a_batch_is_one_sample_if_that_can_be_helped(samples, count, sizes):
+    batch = {"label": torch.arange(samples), "image": torch.rand(samples, 3, 2, 2)}
+    found = parts(batch, count)
+    assert [len(part["label"]) for part in found] == sizes
+    assert torch.equal(torch.cat([part["label"] for part in found]), batch["label"])

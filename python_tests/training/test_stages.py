@@ -77,6 +77,17 @@ def test_a_later_stages_rate_leaves_the_earlier_ones_done(tmp_path):
     assert _steps(tmp_path) == {"first": 4, "numbers": None, "apart": 4, "second": 4}
 
 
+def test_what_is_done_is_not_done_again(tmp_path):
+    before = _run(tmp_path, _chain())
+    stages = _chain()
+    for stage in stages:
+        if isinstance(stage, Artefact):
+            stage.make = lambda earlier: pytest.fail("makes an artefact that is there")
+        else:
+            stage.build = lambda earlier: pytest.fail("builds what is trained")
+    assert _run(tmp_path, stages) == before
+
+
 def test_what_builds_on_a_stage_that_was_done_again_is_stale(tmp_path):
     before = _run(tmp_path, _chain())
     with pytest.raises(

@@ -350,3 +350,14 @@ def test_a_loss_of_the_whole_batch_is_not_accumulated():
     task.within = ClassMeanLoss(3, 4)
     with pytest.raises(ValueError, match=r"optim\.accumulate: expected 1, got 2: within \(ClassMeanLoss\) is a loss"):
         TrainingStep(task, OptimConfig(accumulate=2), EngineConfig(precision="fp32"), CPU, 2)
+
+
+def test_the_moving_average_follows_every_step():
+    step = _step(ema_decay=0.5, schedule="constant")
+    step(_batch(), 0, [8])
+    begun = {name: value.clone() for name, value in step.task.named_parameters()}
+    _assert_same(dict(step.average.module.named_parameters()), begun)
+    step(_batch(), 1, [8])
+    for name, value in step.task.named_parameters():
+        mean = dict(step.average.module.named_parameters())[name]
+        torch.testing.assert_close(mean, (value + begun[name]) / 2, msg=name)

@@ -4,7 +4,7 @@ from ..mutant import Mutant, of
 
 T = "python_tests/training"
 STEP = (f"{T}/test_step.py", f"{T}/test_task.py")
-TRAINER = (f"{T}/test_trainer.py", f"{T}/test_switches.py", f"{T}/test_epochs.py")
+TRAINER = (f"{T}/test_optimisation.py", f"{T}/test_trainer.py", f"{T}/test_switches.py", f"{T}/test_epochs.py")
 RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "stopped_anywhere or workers_change")
 SEVERAL = (f"{T}/test_several_processes.py",)
 JOBS = (f"{T}/test_jobs_that_fail.py", "-m", "not slow", "-k", "killed_process or not_see or another_number or sigterm")

@@ -1,0 +1,56 @@
+"""Optimiser, schedule and moving average: what the settings say is what is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fgvc_ext.training import OptimConfig
+from fgvc_ext.training.optimisation import MovingAverage, build_optimizer, build_scheduler
+
+
+def _after(optimizer_of, steps: int = 3) -> torch.Tensor:
+    """The parameter after some steps along gradients that change."""
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = optimizer_of([{"params": [parameter]}])
+    for step in range(steps):
+        parameter.grad = torch.tensor([0.5, -0.3]) * (step + 1)
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_of_the_kind_that_was_asked_for(nesterov):
+    config = OptimConfig(lr=0.1, momentum=0.8, nesterov=nesterov, weight_decay=0.01)
+    own = _after(lambda groups: build_optimizer(groups, config))
+    torchs = _after(lambda groups: torch.optim.SGD(groups, 0.1, 0.8, 0.0, 0.01, nesterov))
+    torch.testing.assert_close(own, torchs)
+
+
+def test_a_cosine_rises_to_the_full_rate_and_ends_at_zero():
+    config = OptimConfig(epochs=5, lr=0.4, schedule="cosine", warmup_epochs=2)
+    optimizer = build_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config)
+    scheduler = build_scheduler(optimizer, config, 4)
+    rates = [scheduler.get_last_lr()[0]]
+    for _ in range(5 * 4):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates[8] == pytest.approx(0.4)
+    assert max(rates) == pytest.approx(0.4)
+    assert rates[14] == pytest.approx(0.2), "half of the way down"
+    assert rates[20] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_average_begins_with_the_first_parameters_that_it_sees():
+    task = nn.Linear(2, 1)
+    average = MovingAverage(task, 0.75)
+    usable, weights = torch.tensor(True), []
+    for value in (4.0, 8.0):
+        with torch.no_grad():
+            task.weight.fill_(value)
+        average.update(task, usable)
+        weights.append(average.module.weight.clone())
+    torch.testing.assert_close(weights[0], torch.full((1, 2), 4.0))
+    torch.testing.assert_close(weights[1], torch.full((1, 2), 5.0))
