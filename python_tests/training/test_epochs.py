@@ -17,6 +17,7 @@ from fgvc_ext.training import (
     Classification,
     Preempted,
     RunFolder,
+    Task,
     run_stages,
 )
 from fgvc_ext.training.checkpoints import Checkpoints
@@ -263,3 +264,31 @@ def test_weights_better_than_the_checkpoint_knows_are_not_kept_as_the_best(tmp_p
         trainer._restore()
     assert "val" not in trainer.at.best
     assert "test" in trainer.at.best
+
+
+class _Counted(Task):
+    """Its loss and what it logs are known beforehand: nothing is learnt at the rate 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def step(self, batch):
+        loss = (batch["label"].double() * self.weight).mean()
+        return {"loss": loss, "logs": {"labels": batch["label"].sum()}, "n": len(batch["label"])}
+
+    def eval_step(self, batch):
+        return {"n": torch.tensor(len(batch["label"])), "labels": batch["label"].sum()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_an_epoch_reports_is_of_all_its_samples(accumulate, tmp_path):
+    config = toy_config(epochs=1, batch_size=5, lr=0.0, accumulate=accumulate, schedule="constant", ema_decay=None)
+    (stage,) = toy_stages(config)
+    stage.build = lambda earlier: _Counted()
+    with open_run(tmp_path, config) as run:
+        run_stages([stage], run, config.engine)
+    (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    labels = ToyImages(config.images).labels.double().mean().item()
+    assert row["train_loss"] == pytest.approx(labels, rel=1e-12)
+    assert row["train_labels"] == pytest.approx(labels, rel=1e-12)
