@@ -283,7 +283,9 @@ class _Counted(Task):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_what_an_epoch_reports_is_of_all_its_samples(accumulate, tmp_path):
-    config = toy_config(epochs=1, batch_size=5, lr=0.0, accumulate=accumulate, schedule="constant", ema_decay=None)
+    config = toy_config(
+        epochs=1, images=32, batch_size=5, lr=0.0, accumulate=accumulate, schedule="constant", ema_decay=None
+    )
     (stage,) = toy_stages(config)
     stage.build = lambda earlier: _Counted()
     with open_run(tmp_path, config) as run:
