@@ -122,3 +122,23 @@ def test_a_gpu_normalises_without_waiting_and_to_the_same_bits(samples):
         torch.cuda.set_sync_debug_mode("default")
     for batch in moved:
         assert torch.equal(batch["image"].cpu(), expected)
+
+
+def test_a_sample_draws_from_its_own_seed(samples):
+    first, again, other = (samples[0, seed]["image"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_images_of_a_transform_of_ones_own_are_left_as_they_are():
+    batch = {"image": torch.rand(2, 3, 4, 4), "label": torch.zeros(2, dtype=torch.int64)}
+    moved = to_device(batch, torch.device("cpu"), normalise=PREPARE.normalise)
+    assert torch.equal(moved["image"], batch["image"])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_have_the_order_in_memory_that_is_asked_for(channels_last):
+    batch = {"image": torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)}
+    image = to_device(batch, torch.device("cpu"), normalise=PREPARE.normalise, channels_last=channels_last)["image"]
+    assert image.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert image.is_contiguous() != channels_last
