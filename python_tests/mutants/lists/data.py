@@ -10,7 +10,12 @@ MUTANTS = [
     *of(
         "fgvc_ext/data/crops.py",
         Mutant("crops-larger-than-the-image", "if not 0 < crop <= resize:", "if not 0 < crop:"),
-        Mutant("crops-of-the-copy", "image.shape[-2:] if size is None else size", "image.shape[-2:]"),
+        Mutant(
+            "crops-of-the-copy",
+            "image.shape[-2:] if size is None else size",
+            "image.shape[-2:]",
+            survives="A copy is smaller by a factor that divides both sides: its resized sides round to the same.",
+        ),
         Mutant("crops-never-flipped", "part = self.flip(part)", "part = part"),
         Mutant("crops-never-jittered", "part if self.jitter is None else self.jitter(part)", "part"),
         Mutant("crops-always-on-top", "int(torch.randint(0, length - crop + 1, ()))", "0"),
