@@ -25,6 +25,8 @@ class DataConfig:
     """Length of the shorter side before the crop, in pixels."""
     crop: int = 448
     """Side of the square that the network sees: random in training, the centre in evaluation."""
+    random_crop: bool = True
+    """False: the centre in training too."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
@@ -41,6 +43,11 @@ class DataConfig:
     """synthetic: side of the images that are drawn, in pixels."""
     species: int = 0
     """synthetic: seed from which the species and their images are drawn."""
+    features: Literal["fp16", "fp32", "images"] = "fp16"
+    """What a training reads above frozen layers (--model.frozen-until) where only flips augment: their output, computed
+    once into --data.cache in fp16 or fp32, or the images, in every epoch."""
+    cache: Path | None = None
+    """Folder of those features; left out: that of the drawn birds ($FGVC_EXT_CACHE, else ~/.cache/fgvc_ext)."""
 
 
 @dataclass
@@ -158,7 +165,7 @@ def training_samples(
     datasets: Datasets, config: DataConfig, prepare: Preprocessing, broken_images: Literal["error", "skip"] = "error"
 ) -> Samples:
     """The training images, augmented as `config` says."""
-    crop = prepare.train_crop(flip=config.flip, jitter=config.jitter)
+    crop = prepare.train_crop(flip=config.flip, jitter=config.jitter, random_crop=config.random_crop)
     return Samples(datasets.train, crop, broken_images, normalise=prepare.normalise)
 
 
