@@ -51,9 +51,9 @@ class Classification(Task):
         return {"loss": loss, "logs": {"correct": correct}, "n": len(scores)}
 
     def frozen_part(self) -> Backbone | None:
-        """The model's backbone, where a part of it is frozen whose output stands in for images."""
+        """The model's backbone, where a part of it is frozen."""
         backbone = getattr(self.model, "backbone", None)
-        return backbone if isinstance(backbone, Backbone) and backbone.has_frozen_features else None
+        return backbone if isinstance(backbone, Backbone) and backbone.frozen_until is not None else None
 
     def scores(self, images: Tensor) -> Tensor:
         """Scores [N,C] of images [N,3,H,W], or the mean score over the crops of [N,K,3,H,W].
