@@ -13,8 +13,8 @@ from typing import Any
 import job
 import pytest
 import torch
-from toy_training import Child, ToyImages, traces
 from torch import nn
+from toy_training import Child, ToyImages, traces
 
 from fgvc_ext.data import BrokenImageError, split_validation
 from fgvc_ext.data.pipeline import DataConfig, Datasets, evaluation_samples, preprocessing, training_samples
@@ -260,7 +260,7 @@ def test_broken_images_are_counted_as_before(tmp_path, settings):
 def test_features_beyond_fp16_are_refused(tmp_path, settings, monkeypatch):
     view = engine_of_features._Maker._view
     monkeypatch.setattr(engine_of_features._Maker, "_view", lambda *args, **kwargs: 1e6 * view(*args, **kwargs))
-    with pytest.raises(ValueError, match="more than fp16 can hold: --data.features fp32"):
+    with pytest.raises(ValueError, match=r"more than fp16 can hold: --data.features fp32"):
         run(tmp_path / "run", settings)
     assert not files(settings)
     run(tmp_path / "another", replace(settings, features="fp32"))
