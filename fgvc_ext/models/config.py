@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fgvc_ext.data.pipeline import DataConfig, preprocessing
@@ -42,6 +43,15 @@ class ModelConfig:
         )
         backbone.evaluate_cached = self.evaluate_cached
         return backbone
+
+    def map_side(self, crop: int) -> int:
+        """How many cells a side the backbone's last map has for images of `crop` × `crop` pixels. Only shapes are
+        computed."""
+        where = "cpu" if self.backbone.startswith("timm/") else "meta"  # some of timm's read numbers as they are built
+        with torch.random.fork_rng(devices=[]), torch.device(where):
+            backbone = build_backbone(self.backbone, stride_on_first_conv=self.stride_on_first_conv)
+        features = backbone.to("meta").eval()(torch.zeros(1, 3, crop, crop, device="meta"))
+        return min(features.shape[-2:])
 
     def start(self, model: nn.Module, run: Path, new_layers: Collection[str] = ("classifier",)) -> str:
         """Load the weights that a training starts from into a whole model; what was loaded, for people.

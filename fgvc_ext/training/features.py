@@ -145,7 +145,8 @@ class _Maker:
 
     def _make(self, cache: FeatureCache, images: Samples, views: Views, shape: tuple[int, ...], split: str) -> Features:
         broken = set(range(len(images)))  # until an image has come
-        loader = evaluation_loader(images, range(len(images)), BATCH.get(self.device.type, 32), workers=worker_count(self.engine))
+        size, workers = BATCH.get(self.device.type, 32), worker_count(self.engine)
+        loader = evaluation_loader(images, range(len(images)), size, workers=workers)
         quiet = None if distributed.is_main() else True  # None: where no terminal is
         bar = tqdm(total=len(images), desc=f"features ({split})", unit="image", disable=quiet, leave=False)
         try:
