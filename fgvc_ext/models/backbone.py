@@ -64,7 +64,7 @@ class Backbone(nn.Sequential):
         if until is not None and until not in (*groups, "all"):
             raise ValueError(f"model.frozen_until: expected all or one of {', '.join(groups)}, got {until!r}")
         self.frozen_until = groups[-1] if until == "all" else until
-        frozen = set() if self.frozen_until is None else set(groups[: groups.index(self.frozen_until) + 1])
+        frozen = set(self.frozen_groups)
         parameters = dict(self.named_parameters())
         for name in self._closed:
             parameters[name].requires_grad_(True)
@@ -80,6 +80,12 @@ class Backbone(nn.Sequential):
         if held != chosen:  # a layer that holds several groups, of which some are frozen
             self._behind = None
         return self.train(self.training)
+
+    @property
+    def frozen_groups(self) -> list[str]:
+        """The names of the frozen groups, from input to output."""
+        groups = list(self.groups())
+        return [] if self.frozen_until is None else groups[: groups.index(self.frozen_until) + 1]
 
     @property
     def has_frozen_features(self) -> bool:

@@ -90,11 +90,9 @@ class Classification(Task):
         groups: dict[str, list[nn.Parameter]] = self.model.parameter_groups()  # type: ignore[operator]
         if unknown := [name for name in config.new_layers if name not in groups]:
             raise ValueError(f"optim.new_layers: expected some of {', '.join(groups)}, got {unknown[0]!r}")
-        for name in config.new_layers:
-            if groups[name] and not any(parameter.requires_grad for parameter in groups[name]):
-                raise ValueError(
-                    f"optim.new_layers: {name} is frozen (model.frozen_until), so it cannot be learnt anew"
-                )
+        backbone = self.frozen_part()
+        if shut := [name for name in config.new_layers if backbone is not None and name in backbone.frozen_groups]:
+            raise ValueError(f"optim.new_layers: {shut[0]} is frozen (model.frozen_until), so it cannot be learnt anew")
         old: list[nn.Parameter] = []
         new: list[nn.Parameter] = []
         for name, parameters in groups.items():

@@ -22,6 +22,7 @@ from fgvc_ext.training import distributed
 from fgvc_ext.training.config import EngineConfig
 from fgvc_ext.training.device import choose_device, worker_count
 from fgvc_ext.training.sampling import evaluation_loader
+from fgvc_ext.training.stop_request import StopRequest
 from fgvc_ext.training.task import Task
 from fgvc_ext.training.teachers import frozen_in
 from fgvc_ext.training.training import Training
@@ -33,7 +34,7 @@ BATCH = {"cpu": 8, "cuda": 32}
 320 pixels take DenseNet-169 3.6 GB."""
 
 
-def with_cached_features(training: Training, task: Task, engine: EngineConfig) -> Training:
+def with_cached_features(training: Training, task: Task, engine: EngineConfig, stop: StopRequest) -> Training:
     """The training with features in its images' place, where frozen layers see the same images in every epoch.
 
     Its last evaluation stays that of the whole model on images, unless the backbone's `evaluate_cached` says otherwise.
@@ -41,6 +42,7 @@ def with_cached_features(training: Training, task: Task, engine: EngineConfig) -
 
     Raises:
         OSError: the disk has no room for the features. ValueError: they exceed fp16.
+        Preempted: asked to stop by a signal while they were computed.
     """
     backbone = task.frozen_part()
     if backbone is None:
@@ -48,14 +50,13 @@ def with_cached_features(training: Training, task: Task, engine: EngineConfig) -
     if reason := _why_images(training, task, backbone):
         print(f"{training.name}: frozen until {backbone.frozen_until}, trained on images because {reason}", flush=True)
         return training
-    maker = _Maker(backbone, engine, training)
-    train = distributed.on_each(maker.samples, training.train, training.train.dataset.split)
-    early = training.evaluations
-    if backbone.evaluate_cached or engine.eval_every < training.optim.epochs:
-        early = {name: distributed.on_each(maker.samples, one, name) for name, one in training.evaluations.items()}
-    return replace(
-        training, train=train, early=early, evaluations=early if backbone.evaluate_cached else training.evaluations
-    )
+    maker, early = _Maker(backbone, engine, training), training.evaluations
+    with stop.at_once("the features of frozen layers"):
+        train = distributed.on_each(maker.samples, training.train, training.train.dataset.split)
+        if backbone.evaluate_cached or engine.eval_every < training.optim.epochs:
+            early = {name: distributed.on_each(maker.samples, one, name) for name, one in training.evaluations.items()}
+    last = early if backbone.evaluate_cached else training.evaluations
+    return replace(training, train=train, early=early, evaluations=last)
 
 
 def _why_images(training: Training, task: Task, backbone: Backbone) -> str:

@@ -84,8 +84,7 @@ class Trainer:
         """Train to the end, from the last checkpoint where there is one, and record the result."""
         self._restore()
         if self.at.epoch < self.training.optim.epochs:
-            with self.stop.at_once("the features of frozen layers"):
-                self.training = with_cached_features(self.training, self.task, self.engine)
+            self.training = with_cached_features(self.training, self.task, self.engine, self.stop)
         loader = training_loader(
             self.training.train, self.batches, workers=self.workers, pin_memory=self.device.type == "cuda"
         )
