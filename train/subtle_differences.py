@@ -22,6 +22,7 @@ from fgvc_ext.data.pipeline import DataConfig, Datasets, evaluation_samples, fiv
 from fgvc_ext.explain.comparison import ModelView
 from fgvc_ext.models import SubtleDifferences
 from fgvc_ext.models.config import ModelConfig
+from fgvc_ext.models.subtle_differences import suppression_for
 from fgvc_ext.nn import GradientBoostingCrossEntropyLoss
 from fgvc_ext.training import Classification, EngineConfig, OptimConfig, Results, RunConfig, Stage, at_least
 from fgvc_ext.training.driver import Driver
@@ -33,12 +34,12 @@ class MethodConfig:
 
     diversification: bool = True
     """The diversification block (equations 1–8)."""
-    p_peak: float = 0.5
-    """Probability that the peaks of a map are hidden."""
-    p_patch: float = 0.5
-    """Probability that a patch is hidden."""
-    patch_size: int = at_least(1, 3)
-    """G: side of a patch, in cells of the map."""
+    p_peak: float | None = None
+    """Probability that the peaks of a map are hidden; left out: 0.5 from 14 × 14 cells on, 0.2 below."""
+    p_patch: float | None = None
+    """Probability that a patch is hidden; left out: as p_peak."""
+    patch_size: int | None = at_least(1, None)
+    """G: side of a patch, in cells of the map; left out: a quarter of the map's side, at least 1, at most 3."""
     alpha: float = 0.1
     """Factor of what is hidden."""
     gce: bool = True
@@ -85,7 +86,9 @@ PRESETS = {
 
 def build_task(config: Config, method: MethodConfig, classes: list[str], earlier: Results) -> Classification:
     """The network and its losses."""
-    block = {name: getattr(method, name) for name in ("diversification", "p_peak", "p_patch", "patch_size", "alpha")}
+    block = {"diversification": False}
+    if method.diversification:
+        block = {name: getattr(method, name) for name in ("p_peak", "p_patch", "patch_size", "alpha")}
     model = SubtleDifferences(config.model.build(), len(classes), **block)
     model.classes, model.preprocessing = classes, config.model.preprocessing(config.data)
     plain = nn.CrossEntropyLoss(label_smoothing=config.optim.label_smoothing)
@@ -97,9 +100,19 @@ def build_task(config: Config, method: MethodConfig, classes: list[str], earlier
     return Classification(model, boosted, first_loss=plain, from_epoch=method.gce_from_epoch)
 
 
+def with_rule(config: Config) -> MethodConfig:
+    """The method with the numbers in place that are left out: what the block hides, by the size of the map."""
+    method = dataclasses.replace(config.method, compare_plain=False)
+    if method.diversification and None in (method.p_peak, method.p_patch, method.patch_size):
+        for name, value in suppression_for(config.model.map_side(config.data.crop)).items():
+            if getattr(method, name) is None:
+                setattr(method, name, value)
+    return method
+
+
 def stages(config: Config, datasets: Datasets) -> list[Stage]:
     """ "ours", after "plain" where both are to be compared; the same seed gives both the same images in every step."""
-    methods = {"ours": dataclasses.replace(config.method, compare_plain=False)}
+    methods = {"ours": with_rule(config)}
     if config.method.compare_plain:
         methods = {"plain": MethodConfig(diversification=False, gce=False), **methods}
     prepare = config.model.preprocessing(config.data)

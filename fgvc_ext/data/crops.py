@@ -50,14 +50,23 @@ class _Crop:
 class TrainCrop(_Crop):
     """A random square: uint8 [3,crop,crop], flipped with probability `flip`, with jittered colours.
 
+    Without `random_crop` it is the centre, as in evaluation.
     `jitter` is the largest relative change of brightness, contrast and saturation; 0 turns it off. Only the part of
     the image that the square needs is resized. `size` is (height, width) of the photo where `image` is a reduced copy.
     """
 
     def __init__(
-        self, resize: int, crop: int, interpolation: str = "bilinear", *, flip: float = 0.5, jitter: float = 0.0
+        self,
+        resize: int,
+        crop: int,
+        interpolation: str = "bilinear",
+        *,
+        flip: float = 0.5,
+        jitter: float = 0.0,
+        random_crop: bool = True,
     ) -> None:
         super().__init__(resize, crop, interpolation)
+        self.place = _place if random_crop else _centre
         self.least_side = math.ceil(REDUCED_AT_LEAST * resize)
         self.flip = v2.RandomHorizontalFlip(flip) if flip else None
         self.jitter = v2.ColorJitter(jitter, jitter, jitter) if jitter else None
@@ -65,7 +74,7 @@ class TrainCrop(_Crop):
     def __call__(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         height, width = image.shape[-2:] if size is None else size
         new = resized(height, width, self.resize)
-        top, left = (_place(length, self.crop) for length in new)
+        top, left = (self.place(length, self.crop) for length in new)
         part = resized_part(image, new, top, left, self.crop, self.interpolation)
         if self.flip is not None:
             part = self.flip(part)
@@ -128,6 +137,11 @@ def _needed(length: int, new: int, start: int, count: int, support: int) -> tupl
 def _place(length: int, crop: int) -> int:
     """Where a random square begins on an axis; drawn only where there is a choice, as RandomCrop does."""
     return int(torch.randint(0, length - crop + 1, ())) if length > crop else 0
+
+
+def _centre(length: int, crop: int) -> int:
+    """Where the middle square begins, rounded as torchvision's center_crop does."""
+    return round((length - crop) / 2)
 
 
 def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

@@ -222,6 +222,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     per_sample: tuple[str, ...] = ("labels", "ids", "boxes")
     """Attributes with one entry a sample: what `subset` cuts."""
+    part_of: tuple[ImageDataset, list[int]] | None = None
+    """What a validation share has left of a data set: that data set, and which of its samples these are. What is
+    computed of its images once serves every share."""
 
     def __init__(
         self,
@@ -287,6 +290,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             elif values is not None:
                 setattr(part, field, [values[i] for i in rows.tolist()])
         part.split = self.split if split is None else split
+        part.part_of = None
         return part
 
     def __repr__(self) -> str:
@@ -336,4 +340,6 @@ def split_validation(dataset: Self, fraction: float, seed: int = 0) -> tuple[Sel
             f"split_validation: {fraction} of {len(dataset)} images in {len(dataset.classes)} classes is no image"
         )
     kept = [i for i in range(len(dataset)) if i not in held_out]
-    return dataset.subset(kept), dataset.subset(sorted(held_out), "val")
+    train = dataset.subset(kept)
+    train.part_of = (dataset, kept)
+    return train, dataset.subset(sorted(held_out), "val")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +19,24 @@ Key = tuple[int, int]
 Batch = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Views:
+    """How features of the images, computed once, may stand in for samples that only flips augment.
+
+    Attributes:
+        plain: the transform without its random numbers.
+        recipe: what decides the pixels that it makes, as JSON.
+        flip: probability of the mirror image.
+        precision, folder: of the features that are kept, and where; folder None: the default one.
+    """
+
+    plain: Callable[..., torch.Tensor]
+    recipe: Mapping[str, Any]
+    flip: float = 0.0
+    precision: Literal["fp16", "fp32"] = "fp32"
+    folder: Path | None = None
+
+
 class Samples(Dataset):
     """Images of a data set, transformed with the random numbers of their keys.
 
@@ -27,7 +47,11 @@ class Samples(Dataset):
             whose shorter side has at least so many pixels, and as second argument the photo's height and width.
         crops: images that the transform makes of one: a batch holds so many times fewer samples.
         normalise: what `to_device` does with images that the transform leaves as uint8 (`Preprocessing.normalise`).
+        views: how features may stand in for them; or a text that says why images are needed, to follow "because".
     """
+
+    in_memory = False
+    """Whether batches are at hand, so that processes which load them would only be in the way."""
 
     def __init__(
         self,
@@ -37,9 +61,10 @@ class Samples(Dataset):
         crops: int = 1,
         *,
         normalise: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        views: Views | str = "its transform may draw random numbers",
     ) -> None:
         self.dataset, self.transform, self.broken_images = dataset, transform, broken_images
-        self.crops, self.normalise = crops, normalise
+        self.crops, self.normalise, self.views = crops, normalise, views
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,7 +87,7 @@ class Samples(Dataset):
             image = self.transform(*loaded)
         return {"image": image, "label": int(self.dataset.labels[index]), "index": index, "seed": seed}
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any] | None] | Exception:
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any] | None] | Batch | Exception:
         """The samples of a batch, or what is wrong with one of them.
 
         The error is handed over rather than raised, since a loading process would wrap it in its own traceback.
@@ -73,9 +98,9 @@ class Samples(Dataset):
             return error
 
 
-def collate(samples: Sequence[dict[str, Any] | None] | Exception) -> Batch | Exception:
+def collate(samples: Sequence[dict[str, Any] | None] | Batch | Exception) -> Batch | Exception:
     """Stack samples: image [N,3,H,W] (five crops: [N,5,3,H,W]); label, index, seed int64 [N]; skipped int64 []."""
-    if isinstance(samples, Exception):
+    if isinstance(samples, (Exception, dict)):  # what is wrong, or a batch that is one already
         return samples
     kept = [sample for sample in samples if sample is not None]
     batch = {name: torch.tensor([s[name] for s in kept], dtype=torch.int64) for name in ("label", "index", "seed")}
@@ -144,7 +169,8 @@ def make_loader(samples: Samples, batches: Any, *, workers: int, **options: Any)
 
     `options` go to DataLoader.
     """
-    options.setdefault("persistent_workers", workers > 0)
+    workers = 0 if samples.in_memory else workers
+    options["persistent_workers"] = workers > 0
     # Its own generator: iter(DataLoader) draws a number, and from the global generator that would shift every
     # dropout mask of a run that was continued in the middle of an epoch.
     return Loader(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from . import load_dataset
 from .check import broken_files, verify_files
 from .dataset import DatasetError, ImageDataset, split_validation
-from .loading import Samples
+from .loading import Samples, Views
 from .transforms import Preprocessing
 
 
@@ -25,6 +25,8 @@ class DataConfig:
     """Length of the shorter side before the crop, in pixels."""
     crop: int = 448
     """Side of the square that the network sees: random in training, the centre in evaluation."""
+    random_crop: bool = True
+    """False: the centre in training too."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
@@ -41,6 +43,11 @@ class DataConfig:
     """synthetic: side of the images that are drawn, in pixels."""
     species: int = 0
     """synthetic: seed from which the species and their images are drawn."""
+    features: Literal["fp16", "fp32", "images"] = "fp16"
+    """What a training reads above frozen layers (--model.frozen-until) where only flips augment: their output, computed
+    once into --data.cache in fp16 or fp32, or the images, in every epoch."""
+    cache: Path | None = None
+    """Folder of those features; left out: that of the drawn birds ($FGVC_EXT_CACHE, else ~/.cache/fgvc_ext)."""
 
 
 @dataclass
@@ -89,7 +96,8 @@ def load_datasets(
     val = load_dataset(config.name, config.root, validated) if validated else None
     if config.val_fraction:
         train, val = split_validation(train, config.val_fraction, seed)
-    train = train.subset(evenly_spaced(len(train), limit_train))
+    if limit_train is not None and limit_train < len(train):
+        train = train.subset(evenly_spaced(len(train), limit_train))
     datasets = Datasets(train, test.subset(evenly_spaced(len(test), limit_test)), val)
     if broken_images == "skip":
         datasets.test = _without_broken(datasets, "test", datasets.test)
@@ -157,16 +165,33 @@ def preprocessing(config: DataConfig, backbone: Mapping[str, Any]) -> Preprocess
 def training_samples(
     datasets: Datasets, config: DataConfig, prepare: Preprocessing, broken_images: Literal["error", "skip"] = "error"
 ) -> Samples:
-    """The training images, augmented as `config` says."""
-    crop = prepare.train_crop(flip=config.flip, jitter=config.jitter)
-    return Samples(datasets.train, crop, broken_images, normalise=prepare.normalise)
+    """The training images, augmented as `config` says; features may stand in for them where only flips do that."""
+    crop = prepare.train_crop(flip=config.flip, jitter=config.jitter, random_crop=config.random_crop)
+    views = _training_views(config, prepare)
+    return Samples(datasets.train, crop, broken_images, normalise=prepare.normalise, views=views)
+
+
+_ONLY_FLIPS = {"random_crop": False, "jitter": 0.0, "rotation": 0.0, "lighting": 0.0}
+"""What a configuration says where nothing but flips augments the images."""
+
+
+def _training_views(config: DataConfig, prepare: Preprocessing) -> Views | str:
+    if config.features == "images":
+        return "--data.features says so"
+    for name, needed in _ONLY_FLIPS.items():
+        if (value := getattr(config, name, needed)) != needed:
+            return f"--data.{name.replace('_', '-')} {value} shows others in every epoch (features need {needed})"
+    plain = prepare.train_crop(flip=0.0, jitter=0.0, random_crop=False)
+    recipe = {"crop": "training", **prepare.options()}
+    return Views(plain, recipe, flip=config.flip, precision=config.features, folder=config.cache)
 
 
 def evaluation_samples(datasets: Datasets, prepare: Preprocessing) -> dict[str, Samples]:
     """Single-crop samples under "test", and "val" where there is one."""
     found, crop = {"test": datasets.test, "val": datasets.val}, prepare.eval_crop()
+    views = Views(crop, {"crop": "evaluation", **prepare.options()})
     return {
-        name: Samples(dataset, crop, normalise=prepare.normalise)
+        name: Samples(dataset, crop, normalise=prepare.normalise, views=views)
         for name, dataset in found.items()
         if dataset is not None
     }

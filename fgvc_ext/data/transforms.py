@@ -59,9 +59,9 @@ class Preprocessing:
         """uint8 [3,H,W] → float32 [3,crop,crop], as in evaluation."""
         return _Normalised(self.eval_crop(), self)
 
-    def train_crop(self, *, flip: float = 0.5, jitter: float = 0.0) -> TrainCrop:
+    def train_crop(self, *, flip: float = 0.5, jitter: float = 0.0, random_crop: bool = True) -> TrainCrop:
         """uint8 [3,H,W] → uint8 [3,crop,crop], augmented: see `TrainCrop`."""
-        return TrainCrop(self.resize, self.crop, self.interpolation, flip=flip, jitter=jitter)
+        return TrainCrop(self.resize, self.crop, self.interpolation, flip=flip, jitter=jitter, random_crop=random_crop)
 
     def eval_crop(self) -> EvalCrop:
         """uint8 [3,H,W] → uint8 [3,crop,crop], the centre."""

@@ -25,6 +25,7 @@ def build_backbone(
     weights: str | Path = "none",
     new_layers: Collection[str] = (),
     stride_on_first_conv: bool = False,
+    frozen_until: str | None = None,
     report: Callable[[str], Any] | None = None,
 ) -> Backbone:
     """Build a feature extractor.
@@ -36,6 +37,7 @@ def build_backbone(
         weights: "none" (random), "imagenet" (its library's, downloaded once), or a file, see `load_weights`.
         new_layers: groups of layers that the weights may lack, see `load_weights`.
         stride_on_first_conv: put a bottleneck's stride on its first 1×1 convolution, as Caffe's ResNets have it.
+        frozen_until: freeze the groups of layers up to and with this one, see `Backbone.freeze`.
         report: called with a text that tells what was loaded, and what of it did not match.
 
     Raises:
@@ -60,7 +62,7 @@ def build_backbone(
         result = load_weights(backbone, source.fetch(), new_layers=new_layers)
         if report is not None:
             report(result.text())
-    return backbone
+    return backbone.freeze(frozen_until)
 
 
 def available_backbones() -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fgvc_ext.data.pipeline import DataConfig, preprocessing
@@ -29,9 +30,28 @@ class ModelConfig:
     stride_on_first_conv: bool = False
     """A bottleneck's stride on its first 1×1 convolution, for weights in Caffe's form."""
 
+    frozen_until: str | None = None
+    """Freeze the backbone up to and with this group of layers (layer3, block4, …; all: the whole). Where only flips
+    augment (--data.random-crop False), its output is computed once: see --data.features."""
+    evaluate_cached: bool = False
+    """Evaluate the last epoch on cached features too; False: the accuracy that is reported is that of images."""
+
     def build(self) -> Backbone:
         """The backbone with random weights: those that a training starts from are loaded by `start`."""
-        return build_backbone(self.backbone, stride_on_first_conv=self.stride_on_first_conv)
+        backbone = build_backbone(
+            self.backbone, stride_on_first_conv=self.stride_on_first_conv, frozen_until=self.frozen_until
+        )
+        backbone.evaluate_cached = self.evaluate_cached
+        return backbone
+
+    def map_side(self, crop: int) -> int:
+        """How many cells a side the backbone's last map has for images of `crop` × `crop` pixels. Only shapes are
+        computed."""
+        where = "cpu" if self.backbone.startswith("timm/") else "meta"  # some of timm's read numbers as they are built
+        with torch.random.fork_rng(devices=[]), torch.device(where):
+            backbone = build_backbone(self.backbone, stride_on_first_conv=self.stride_on_first_conv)
+        features = backbone.to("meta").eval()(torch.zeros(1, 3, crop, crop, device="meta"))
+        return min(features.shape[-2:])
 
     def start(self, model: nn.Module, run: Path, new_layers: Collection[str] = ("classifier",)) -> str:
         """Load the weights that a training starts from into a whole model; what was loaded, for people.

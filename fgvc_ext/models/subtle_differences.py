@@ -16,6 +16,16 @@ from fgvc_ext.nn import Diversification2d
 from fgvc_ext.ops import suppression_mask
 
 
+def suppression_for(side: int) -> dict[str, float | int]:
+    """What a training's block hides, by the size of the map: p_peak, p_patch and patch_size for `side` × `side` cells.
+
+    A patch is at most a quarter of the side, and no larger than 3, and below 14 cells (a ResNet's map of 448 pixels)
+    p is 0.2 and not 0.5: where few patches make up a map, those that are hidden can be all that a class is known by.
+    """
+    p = 0.5 if side >= 14 else 0.2
+    return {"p_peak": p, "p_patch": p, "patch_size": min(3, max(1, side // 4))}
+
+
 class SubtleDifferences(Model, method="subtle_differences"):
     """Backbone → 1×1 convolution with one map a class → diversification block → scores.
 

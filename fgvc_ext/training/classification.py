@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvc_ext.data.loading import Batch
+from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.training.config import OptimConfig
 from fgvc_ext.training.task import Task
 
@@ -49,6 +50,11 @@ class Classification(Task):
         correct = (scores.detach().argmax(1) == batch["label"]).sum()
         return {"loss": loss, "logs": {"correct": correct}, "n": len(scores)}
 
+    def frozen_part(self) -> Backbone | None:
+        """The model's backbone, where a part of it is frozen."""
+        backbone = getattr(self.model, "backbone", None)
+        return backbone if isinstance(backbone, Backbone) and backbone.frozen_until is not None else None
+
     def scores(self, images: Tensor) -> Tensor:
         """Scores [N,C] of images [N,3,H,W], or the mean score over the crops of [N,K,3,H,W].
 
@@ -84,6 +90,9 @@ class Classification(Task):
         groups: dict[str, list[nn.Parameter]] = self.model.parameter_groups()  # type: ignore[operator]
         if unknown := [name for name in config.new_layers if name not in groups]:
             raise ValueError(f"optim.new_layers: expected some of {', '.join(groups)}, got {unknown[0]!r}")
+        backbone = self.frozen_part()
+        if shut := [name for name in config.new_layers if backbone is not None and name in backbone.frozen_groups]:
+            raise ValueError(f"optim.new_layers: {shut[0]} is frozen (model.frozen_until), so it cannot be learnt anew")
         old: list[nn.Parameter] = []
         new: list[nn.Parameter] = []
         for name, parameters in groups.items():

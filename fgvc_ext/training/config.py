@@ -137,6 +137,7 @@ MACHINE_FIELDS = (
     "report",
     "debug",
     "data.root",
+    "data.cache",
     "model.weights",  # its content is compared, not its path
     "engine.device",
     "engine.workers",

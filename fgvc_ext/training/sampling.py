@@ -112,7 +112,7 @@ def parts(batch: Batch, count: int) -> list[Batch]:
 
 def training_loader(samples: Samples, batches: EpochBatches, *, workers: int, pin_memory: bool = False) -> Loader:
     """Loader over `batches`; call `batches.start` before each iteration."""
-    return make_loader(samples, batches, workers=workers, pin_memory=pin_memory, persistent_workers=workers > 0)
+    return make_loader(samples, batches, workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_loader(

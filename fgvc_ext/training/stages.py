@@ -33,7 +33,8 @@ from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.sampling import derive_seed
 from fgvc_ext.training.stop_request import Preempted, StopRequest
 from fgvc_ext.training.task import Task
-from fgvc_ext.training.trainer import Trainer, Training
+from fgvc_ext.training.trainer import Trainer
+from fgvc_ext.training.training import Training
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

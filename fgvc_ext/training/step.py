@@ -83,14 +83,15 @@ class TrainingStep:
         Returns:
             Sums over this process' samples, on the device; all zero where the step was left out.
         """
-        before = [buffer.clone() for buffer in self.task.buffers()]
+        buffers = self._buffers()
+        before = [buffer.clone() for buffer in buffers]
         self.optimizer.zero_grad(set_to_none=True)
         self.task.batch_sizes = tuple(sizes)
         sums, loss = self._accumulate(batch, sizes)
         loss_is_finite = distributed.all_true(loss.isfinite())
         usable = self.health.note(number, loss, loss_is_finite, self._gradients_are_finite(), self._scale())
         self._update(usable)
-        self._restore_buffers(before, usable)
+        self._restore_buffers(buffers, before, usable)
         distributed.share_buffers(self.task)
         if self.average is not None:
             self.average.update(self.task, usable)
@@ -141,9 +142,14 @@ class TrainingStep:
         self.scaler.update()
         self.scheduler.step()
 
+    def _buffers(self) -> list[Tensor]:
+        """The buffers that a step may change: not those of frozen layers, which are in evaluation mode."""
+        modules = [module for module in self.task.modules() if module.training]
+        return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
     @torch.no_grad()
-    def _restore_buffers(self, before: Sequence[Tensor], usable: Tensor) -> None:
-        for buffer, old in zip(self.task.buffers(), before, strict=True):
+    def _restore_buffers(self, buffers: Sequence[Tensor], before: Sequence[Tensor], usable: Tensor) -> None:
+        for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(usable, buffer, old))
 
     # ---------------------------------------------------------------- checks

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fgvc_ext.data.loading import Batch
+from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.model import Model, describe
 from fgvc_ext.training.config import OptimConfig
 
@@ -55,6 +56,14 @@ class Task(nn.Module):
     def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; each may have its own "lr"."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def frozen_part(self) -> Backbone | None:
+        """The backbone through whose frozen part alone the task sees its images (`Backbone.freeze`).
+
+        Its output, computed once, then comes in the images' place wherever only flips augment. None, the default: the
+        task needs images in every epoch.
+        """
+        return None
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch (counted from 0), for losses that change on the way."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from fgvc_ext.data.loading import Batch, Loader, Samples, to_device
 from fgvc_ext.models.weights_file import load_weights_file, save_weights
 from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import load_checkpoint
-from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig
+from fgvc_ext.training.config import ConfigMismatch, EngineConfig
 from fgvc_ext.training.cpu_memory import keep_freed_memory
 from fgvc_ext.training.device import choose_device, configure_backends, worker_count
 from fgvc_ext.training.evaluation import add_sums, evaluate, measured
+from fgvc_ext.training.features import with_cached_features
 from fgvc_ext.training.health import Findings
 from fgvc_ext.training.position import Position
 from fgvc_ext.training.progress import Progress
@@ -29,27 +29,12 @@ from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.sampling import EpochBatches, derive_seed, evaluation_loader, training_loader
 from fgvc_ext.training.step import TrainingStep
 from fgvc_ext.training.stop_request import Preempted, StopRequest
-from fgvc_ext.training.task import Task
 from fgvc_ext.training.teachers import frozen_in
+from fgvc_ext.training.training import Training
 
 
 class NonFiniteLoss(FloatingPointError):  # noqa: N818 (says what happened)
     """A loss or gradient that is NaN or infinite."""
-
-
-@dataclass(kw_only=True)
-class Training:
-    """What a trainer is given: a stage (see `stages.Stage`) with the results of earlier ones filled in."""
-
-    name: str
-    build: Callable[[], Task]
-    start: Callable[[Any], str]
-    optim: OptimConfig
-    train: Samples
-    evaluations: Mapping[str, Samples]
-    final: Mapping[str, Samples]
-    seed: int
-    metadata: Mapping[str, Any]
 
 
 class Trainer:
@@ -98,6 +83,8 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, from the last checkpoint where there is one, and record the result."""
         self._restore()
+        if self.at.epoch < self.training.optim.epochs:
+            self.training = with_cached_features(self.training, self.task, self.engine, self.stop)
         loader = training_loader(
             self.training.train, self.batches, workers=self.workers, pin_memory=self.device.type == "cuda"
         )
@@ -214,7 +201,9 @@ class Trainer:
             **at.counts,
         }
         is_last = at.epoch + 1 == self.training.optim.epochs
-        evaluations = {**self.training.evaluations, **(self.training.final if is_last else {})}
+        evaluations = self.training.evaluations if self.training.early is None else self.training.early
+        if is_last:
+            evaluations = {**self.training.evaluations, **self.training.final}
         if is_last or (at.epoch + 1) % self.engine.eval_every == 0:
             for name, samples in evaluations.items():
                 values = self._evaluate(name, samples, progress)
