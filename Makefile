@@ -28,7 +28,7 @@ $(VENV)/built: $(VENV)/environment $(SOURCES)
 
 # Where the CUDA library is built, also what reads its machine code: nvidia-cuda-cuobjdump, which calls nvdisasm.
 $(VENV)/test-environment: $(VENV)/environment
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist pytest-timeout hypothesis build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest pytest-xdist pytest-timeout hypothesis build timm scipy
 	if { command -v nvcc || test -x "$(CUDA_HOME)/bin/nvcc"; } >/dev/null && [ "$(FGVC_EXT_CUDA)" != 0 ]; then \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm; fi
 	touch $@

@@ -25,6 +25,7 @@ def build_backbone(
     weights: str | Path = "none",
     new_layers: Collection[str] = (),
     stride_on_first_conv: bool = False,
+    image_size: int | None = None,
     frozen_until: str | None = None,
     report: Callable[[str], Any] | None = None,
 ) -> Backbone:
@@ -32,11 +33,14 @@ def build_backbone(
 
     Args:
         name: a torchvision ResNet, VGG or DenseNet ("resnet50", "vgg16_bn", "densenet169"), "resnet10_narrow" for
-            small images on a CPU, or "timm/<name>" where timm is installed: its convolutional networks and Swin
-            transformers, whose features are maps.
+            small images on a CPU, or "timm/<name>" where timm is installed: its convolutional networks and
+            transformers, see `TimmBackbone`.
         weights: "none" (random), "imagenet" (its library's, downloaded once), or a file, see `load_weights`.
         new_layers: groups of layers that the weights may lack, see `load_weights`.
         stride_on_first_conv: put a bottleneck's stride on its first 1×1 convolution, as Caffe's ResNets have it.
+        image_size: side of the images, in pixels, for which a transformer of timm is built: its position embeddings
+            are of that size, and those of a weights file are interpolated once. None: the size of its pretraining.
+            Most take images of any size then, and interpolate as they go; the others, such as BEiT, need it.
         frozen_until: freeze the groups of layers up to and with this one, see `Backbone.freeze`.
         report: called with a text that tells what was loaded, and what of it did not match.
 
@@ -46,8 +50,10 @@ def build_backbone(
     """
     source = starting_weights(weights, name)
     backbone: Backbone
+    if image_size is not None and not name.startswith("timm/"):
+        raise ValueError(f"backbone: {name} takes images of any size: leave out image_size, got {image_size}")
     if name.startswith("timm/"):
-        backbone = build_timm(name.removeprefix("timm/"))
+        backbone = build_timm(name.removeprefix("timm/"), image_size)
     elif name == "resnet10_narrow":
         backbone = build_resnet10_narrow()
     elif name in available_backbones():
@@ -58,6 +64,8 @@ def build_backbone(
         move_stride(backbone, name)
     backbone.preprocessing = backbone_preprocessing(name)
     backbone._settings = {"name": name, "stride_on_first_conv": stride_on_first_conv}
+    if image_size is not None:
+        backbone._settings["image_size"] = image_size
     if source is not None:
         result = load_weights(backbone, source.fetch(), new_layers=new_layers)
         if report is not None:

@@ -29,7 +29,8 @@ class ModelConfig:
     synthetic birds, in the package), none, or a FILE (safetensors, .pth)."""
     stride_on_first_conv: bool = False
     """A bottleneck's stride on its first 1×1 convolution, for weights in Caffe's form."""
-
+    image_size: int | None = None
+    """timm/<name>: side of the images for which a transformer is built, for those that take one size only."""
     frozen_until: str | None = None
     """Freeze the backbone up to and with this group of layers (layer3, block4, …; all: the whole). Where only flips
     augment (--data.random-crop False), its output is computed once: see --data.features."""
@@ -39,7 +40,10 @@ class ModelConfig:
     def build(self) -> Backbone:
         """The backbone with random weights: those that a training starts from are loaded by `start`."""
         backbone = build_backbone(
-            self.backbone, stride_on_first_conv=self.stride_on_first_conv, frozen_until=self.frozen_until
+            self.backbone,
+            stride_on_first_conv=self.stride_on_first_conv,
+            image_size=self.image_size,
+            frozen_until=self.frozen_until,
         )
         backbone.evaluate_cached = self.evaluate_cached
         return backbone

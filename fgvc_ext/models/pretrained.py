@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.model import Model, backbone_groups
+from fgvc_ext.models.timm_backbone import TimmBackbone
 
 HEADS = ("fc.", "classifier.", "head.")  # classifiers of torchvision's, timm's and our models, left out of backbones
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
@@ -30,6 +31,8 @@ class LoadReport:
     """Names that the file lacks: of the classifier, and of other layers that start at random."""
     resized: list[str] = field(default_factory=list)
     """Our classifier, for another number of classes."""
+    interpolated: list[str] = field(default_factory=list)
+    """Position embeddings and the like of another grid, which timm has fitted to the model's."""
     left_out: list[str] = field(default_factory=list)
     """The classifier of the file, which is no part of the model."""
 
@@ -40,6 +43,8 @@ class LoadReport:
             lines.append(f"  not in the file, so they keep their initial values: {', '.join(self.missing)}")
         if self.resized:
             lines.append(f"  of another shape, so they keep their initial values: {', '.join(self.resized)}")
+        if self.interpolated:
+            lines.append(f"  of another grid, so they were interpolated: {', '.join(self.interpolated)}")
         return "\n".join(lines)
 
 
@@ -49,7 +54,8 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
     A `.pth` is read with `weights_only=True`: it cannot run code. A state dict may lie under "state_dict" or "model",
     and the prefixes of wrappers ("module.", "_orig_mod.") are taken off. The file may be torchvision's, timm's, or one
     of ours (`weights/last.safetensors`), and the module a backbone or a whole model: the prefixes of `PARENTS` are put
-    on or taken off where that makes more names agree.
+    on or taken off where that makes more names agree. For a backbone of timm, timm itself converts what does not fit:
+    it interpolates position embeddings of another grid, and the report says so.
 
     The names must be the module's, but for classifiers: the module's own may be missing or be for another number of
     classes (it then keeps its initial values, and the report says so), the file's may be one that the module lacks.
@@ -64,6 +70,7 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
     """
     own = module.state_dict()
     names = {_own_spelling(name): tensor for name, tensor in _read(Path(file)).items()}
+    names, interpolated = _converted_by_timm(module, names)
     rename = _to_own_names(names, own)
     state = {rename(name): tensor for name, tensor in names.items()}
     shapes = {
@@ -89,7 +96,20 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
     )
     loaded = [name for name in own if name in state and name not in shapes]
     module.load_state_dict({name: state[name] for name in loaded}, strict=False)
-    return LoadReport(str(file), loaded, missing, [shapes[name] for name in resized], unexpected)
+    return LoadReport(str(file), loaded, missing, [shapes[name] for name in resized], interpolated, unexpected)
+
+
+def _converted_by_timm(module: nn.Module, names: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file as timm converts them, where the module has a backbone of timm; and what changed shape."""
+    backbone = next((part for part in module.modules() if isinstance(part, TimmBackbone)), None)
+    if backbone is None:
+        return names, []
+    prefix = next((parent for parent in PARENTS[::-1] if any(name.startswith(parent) for name in names)), "")
+    found, changed = backbone.converted(
+        {name.removeprefix(prefix): tensor for name, tensor in names.items() if name.startswith(prefix)}
+    )
+    others = {name: tensor for name, tensor in names.items() if not name.startswith(prefix)}
+    return {**others, **{prefix + name: tensor for name, tensor in found.items()}}, changed
 
 
 def _refuse(file: str | Path, *, missing: list[str], unexpected: list[str], reshaped: list[str]) -> None:

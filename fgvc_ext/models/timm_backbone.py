@@ -1,8 +1,10 @@
-"""Backbones from timm, where it is installed."""
+"""Backbones from timm, where it is installed: convolutional networks and transformers, all with maps [N,C,h,w]."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +13,215 @@ from torch import Tensor, nn
 
 from fgvc_ext.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.timm_layers import (
+    Calls,
+    calls_of,
+    group_name,
+    layers_of,
+    pack_tokens,
+    run_until,
+    unpack_tokens,
+)
+
+# What lets a family take images of any size, the first that its constructor knows: vision transformers interpolate
+# their positions and fill up the last patches, Swin transformers insist on one size unless they are told otherwise.
+ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+)
 
 
 class _TimmFeatures(nn.Module):
-    """A timm model's last feature map [N,C,h,w], from `forward_features`."""
+    """A timm model's last feature map [N,C,h,w]: what it pools in the end, without class and register tokens.
 
-    def __init__(self, model: nn.Module, *, channels_last: bool) -> None:
+    Attributes:
+        form: of what its `forward_features` gives: "NCHW", "NHWC" or "tokens".
+        prefix: the number of tokens before those of the map.
+        norm: False for the few models of tokens whose only norm lies behind the pooling.
+        image_size: height and width of the images for which it is built.
+    """
+
+    def __init__(self, name: str, model: nn.Module, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.model, self.channels_last = model, channels_last
+        self.name, self.model, self.image_size = name, model, image_size
+        self.form, self.prefix, self.norm = "NCHW", 0, True
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
+        try:
+            if self.form == "tokens":
+                return self.maps(images, 1, norm=self.norm)[0]
+            return self.to_map(self.model.forward_features(images))  # type: ignore[operator]
+        except (AssertionError, RuntimeError) as error:
+            raise self.of_size(images, error) from error
+
+    def maps(self, images: Tensor, indices: int | Sequence[int], *, norm: bool = False) -> list[Tensor]:
+        """Feature maps [N,C,h,w] of stages or blocks by number, or of the last so many."""
+        options = {"norm": norm, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
+        return self.model.forward_intermediates(images, indices=indices, **options)  # type: ignore[operator]
+
+    def to_map(self, features: Tensor) -> Tensor:
+        """The map [N,C,h,w] that a layer gives as [N,h,w,C] where this model's layers do."""
+        return features.permute(0, 3, 1, 2) if self.form == "NHWC" else features
+
+    def of_size(self, images: Tensor, error: Exception) -> Exception:
+        """The error that tells the user of images of a size that the model does not take; else the error itself."""
+        size, text = tuple(images.shape[-2:]), str(error)
+        mismatch = ("size of tensor", "is invalid for input of size", "shapes cannot be", "sizes to match")
+        if size == self.image_size or not (
+            isinstance(error, AssertionError) or any(words in text for words in mismatch)
+        ):
+            return error
+        return ValueError(
+            f"backbone: timm/{self.name}: does not take images of {size[0]} × {size[1]} pixels: it is built for "
+            f"{self.image_size[0]} × {self.image_size[1]} (--model.image-size) and said: {text}"
+        )
+
+
+@dataclass
+class _TimmGroups:
+    """The group of a parameter: the layer of the model that holds it.
+
+    Tokens and positions, which no layer holds, belong to the first group; what the map does not depend on to the last.
+
+    Attributes:
+        order: the groups, from input to output.
+        loose: parameters that the map depends on and that no layer holds.
+    """
+
+    calls: Calls = field(default_factory=lambda: Calls([], [], False))
+    order: list[str] = field(default_factory=list)
+    loose: frozenset[str] = frozenset()
+
+    def __call__(self, parameter: str) -> str:
+        path = parameter.removeprefix("body.model.")
+        name = group_name(path)
+        if name in self.order or not self.order:
+            return name
+        return self.order[0] if path in self.loose else self.order[-1]
 
 
 class TimmBackbone(Backbone):
-    """A timm model as a backbone. Its groups are timm's own stages: "layer1", "stages.0", "blocks.11", …"""
+    """A timm model as a backbone. Its groups are timm's own stages: "layer1", "stages.0", "blocks.11", …
+
+    The last map is what the model itself pools in the end: a final norm before the pooling is applied, class and
+    register tokens are left out. A norm behind the pooling (`head.norm`, `fc_norm`) is a part of the classifier; it is
+    frozen, like everything else that the map does not depend on.
+    """
 
     body: _TimmFeatures
+    group_of: _TimmGroups
+
+    def groups(self) -> dict[str, list[str]]:
+        """See `Backbone.groups`. Tokens and positions belong to the first group."""
+        found = super().groups()
+        order = self.group_of.order
+        return {name: found[name] for name in order} if order else found
 
     def levels(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-        """See `Backbone.levels`. A transformer's blocks may be given by number alone, as "11"."""
+        """See `Backbone.levels`. A transformer's blocks may be given by number alone, as "11".
+
+        A level is what its stage or block gives. The final norm, where it is a group of its own, gives the last map.
+        """
         model: Any = self.body.model
         known = [str(info["module"]) for info in model.feature_info]
-        if unknown := [name for name in names if name not in known and not _is_block(name, len(known))]:
-            raise ValueError(f"backbone: levels: expected some of {', '.join(known)}, got {unknown[0]!r}")
-        wanted = [known.index(name) if name in known else int(name) for name in names]
-        order = sorted(set(wanted))
-        maps = model.forward_intermediates(images, indices=order, output_fmt="NCHW", intermediates_only=True)
-        return [maps[order.index(index)] for index in wanted]
+        last = [name for name in list(self.groups())[-1:] if name not in known]
+        numbers = {name: known.index(name) for name in names if name in known}
+        numbers |= {name: int(name) for name in names if name.isdigit() and int(name) < len(known)}
+        if unknown := [name for name in names if name not in numbers and name not in last]:
+            raise ValueError(f"backbone: levels: expected some of {', '.join([*known, *last])}, got {unknown[0]!r}")
+        order = sorted(set(numbers.values()))
+        try:
+            maps = self.body.maps(images, order) if order else []
+        except (AssertionError, RuntimeError) as error:
+            raise self.body.of_size(images, error) from error
+        final = self.body(images) if any(name in last for name in names) else images
+        return [maps[order.index(numbers[name])] if name in numbers else final for name in names]
 
+    def until(self, images: Tensor, group: str) -> Tensor:
+        """What the model has behind this group of layers: a map [N,C,h,w], from which `onward` goes on.
 
-def _is_block(name: str, count: int) -> bool:
-    return name.isdigit() and int(name) < count
+        A transformer's class and register tokens, which the blocks behind it need, lie in additional rows of the map.
+
+        Raises:
+            ValueError: a group behind which more is needed than what it gives.
+        """
+        if not self._behind(group):
+            found: Tensor = self.body(images)
+            return found
+        model: Any = self.body.model
+        features = run_until(model, layers_of(model)[group], images)
+        if self.body.form != "tokens":
+            return self.body.to_map(features)
+        return pack_tokens(features, *model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
+
+    def onward(self, features: Tensor, group: str) -> Tensor:
+        """From what `until` gave for this group to the last map: `onward(until(x, g), g)` is `forward(x)`."""
+        names = self._behind(group)
+        if not names:
+            return features
+        model: Any = self.body.model
+        options: dict[str, Any] = {}
+        height, width = features.shape[-2:]
+        if self.body.form == "tokens":
+            features, height, width = unpack_tokens(features, self.body.prefix)
+            if self.group_of.calls.rotary:
+                options["rope"] = model.rope.get_embed(shape=(height, width))
+        elif self.body.form == "NHWC":
+            features = features.permute(0, 2, 3, 1)
+        layers = layers_of(model)
+        for name in names:
+            features = layers[name](features, **(options if name.startswith("blocks.") else {}))
+        if self.body.form == "tokens":
+            return features[:, self.body.prefix :].transpose(1, 2).unflatten(2, (height, width)).contiguous()
+        return self.body.to_map(features)
+
+    def _behind(self, group: str) -> list[str]:
+        """The layers that lead from the end of a group to the last map."""
+        known, groups = self.group_of.calls.in_a_row, list(self.groups())
+        if group == groups[-1]:
+            return []
+        if group not in known:
+            usable = [name for name in groups[:-1] if name in known] + groups[-1:]
+            raise ValueError(f"backbone: timm/{self.body.name}: expected one of {', '.join(usable)}, got {group!r}")
+        return known[known.index(group) + 1 :]
+
+    def _layers(self) -> Iterator[tuple[str, nn.Module]]:
+        layers, found = layers_of(self.body.model), self.groups()
+        group = next(iter(found))
+        for name in self.group_of.calls.order:
+            group = name if name in found else group
+            yield group, layers[name]
+
+    def converted(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """A file's tensors by the timm model's names, as timm itself would convert them for this model.
+
+        That is: position embeddings and tables of another grid are interpolated, names of other libraries are changed.
+
+        Returns:
+            The tensors, and a line for each that has another shape than before.
+        """
+        own = self.body.model.state_dict()
+        if all(name in state and state[name].shape == own[name].shape for name in own):
+            return dict(state), []
+        convert = getattr(sys.modules[type(self.body.model).__module__], "checkpoint_filter_fn", None)
+        if convert is None:
+            return dict(state), []
+        try:
+            found = dict(convert(dict(state), self.body.model))
+        except (
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            TypeError,
+        ):  # no file of this model: what is wrong is said later
+            return dict(state), []
+        changed = [
+            f"{name}: {list(state[name].shape)} in the file, {list(tensor.shape)} in the model"
+            for name, tensor in found.items()
+            if name in state and state[name].shape != tensor.shape
+        ]
+        return found, changed
 
 
 def timm_preprocessing(name: str) -> dict[str, Any]:
@@ -77,42 +255,95 @@ def _library(name: str) -> Any:
     return timm
 
 
-def build_timm(name: str) -> TimmBackbone:
-    """A timm model without its classifier, with random weights."""
+def build_timm(name: str, image_size: int | None = None) -> TimmBackbone:
+    """A timm model without its classifier, with random weights; `image_size`: see `build_backbone`."""
+    model, any_size = _create(name, image_size)
+    native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
+    size = (int(native[1]), int(native[2])) if image_size is None else (image_size, image_size)
+    body = _TimmFeatures(name, model, size)
+    if any_size:  # a small image shows the same as a large one
+        size = (4 * int(model.feature_info[-1]["reduction"]),) * 2
+    return TimmBackbone({"body": body}, model.num_features, _look_at(body, size))
+
+
+def _create(name: str, image_size: int | None) -> tuple[Any, bool]:
+    """The model, and whether it is one of those that take images of any size when they are asked to."""
     timm = _library(name)
-    # Swin transformers insist on the image size of their training unless told otherwise; their weights do not.
-    options = {"strict_img_size": False} if name.startswith(("swin_", "swinv2_")) else {}
-    model: Any = timm.create_model(name, num_classes=0, **options)
-    return TimmBackbone(
-        {"body": _TimmFeatures(model, channels_last=_probe_timm(name, model))}, model.num_features, _timm_group
-    )
-
-
-def _probe_timm(name: str, model: Any) -> bool:
-    """True where features come as [N,h,w,C]; freezes what they do not depend on. ValueError where they are no maps."""
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
-    training = model.training
-    with torch.enable_grad():  # also where a caller has turned it off
-        features = model.eval().forward_features(torch.zeros(1, *size))
-        total = features.sum() if isinstance(features, Tensor) else None
-    shape = list(features.shape) if isinstance(features, Tensor) else [type(features).__name__]
-    if len(shape) != 4 or model.num_features not in (shape[1], shape[3]):
+    fixed = {} if image_size is None else {"img_size": image_size}
+    for options in ANY_SIZE:
+        try:
+            model = timm.create_model(name, num_classes=0, **options, **fixed)
+        except TypeError as error:  # "unexpected keyword argument", before anything is built
+            if not any(option in str(error) for option in options):
+                break
+        else:
+            if hasattr(getattr(model, "patch_embed", None), "dynamic_img_pad"):
+                model.patch_embed.dynamic_img_pad = True  # Swin's constructor does not pass it on
+            return model, True
+    try:
+        return timm.create_model(name, num_classes=0, **fixed), False
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
         raise ValueError(
-            f"backbone: timm/{name}: expected feature maps [N,{model.num_features},h,w] or [N,h,w,"
-            f"{model.num_features}], got {shape}: convolutional networks and Swin transformers are supported, "
-            "transformers whose features are tokens (vit, deit, levit, ...) are not"
-        )
-    assert total is not None
-    parameters = list(model.parameters())
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:  # a layer of the head that timm keeps (convnext's head.norm)
-            parameter.requires_grad_(False)
+            f"backbone: timm/{name} is not built for one image size: leave out image_size, got {image_size}"
+        ) from None
+
+
+def _look_at(body: _TimmFeatures, size: tuple[int, int]) -> _TimmGroups:
+    """Find out what features a model gives, freeze what they do not depend on, and put its layers in order.
+
+    Raises:
+        ValueError: features that are no maps.
+    """
+    model: Any = body.model
+    images = torch.linspace(-1, 1, 3 * size[0] * size[1]).reshape(1, 3, *size)
+    training = model.training
+    model.eval()
+    with torch.enable_grad():  # also where a caller has turned it off
+        features, calls = calls_of(model, images)
+        total = _map_in(body, features, images).sum()
     model.train(training)
-    return bool(shape[1] != model.num_features)
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    used = {name for (name, _), gradient in zip(named.items(), gradients, strict=True) if gradient is not None}
+    for name in named.keys() - used:  # of the head, or of layers for the class token alone
+        named[name].requires_grad_(False)
+    live = {group_name(name) for name in used}
+    loose = frozenset(name for name in used if group_name(name) not in calls.order)
+    if body.form == "tokens" and not hasattr(getattr(model, "patch_embed", None), "dynamic_feat_size"):
+        calls = replace(calls, in_a_row=calls.in_a_row[-1:])  # the shape of the map between two blocks is not known
+    return _TimmGroups(calls, [name for name in calls.order if name in live], loose)
 
 
-def _timm_group(parameter: str) -> str:
-    """ "body.model.layer4.…" → "layer4", "body.model.stages.2.…" → "stages.2"."""
-    first, second, *_ = [*parameter.split(".")[2:], ""]
-    return f"{first}.{second}" if second.isdigit() and first in ("stages", "layers", "blocks") else first
+def _last_map(body: _TimmFeatures, images: Tensor) -> Tensor:
+    try:
+        return body.maps(images, 1, norm=True)[0]
+    except AssertionError:  # "normalization of features not supported"
+        body.norm = False
+        return body.maps(images, 1)[0]
+
+
+def _map_in(body: _TimmFeatures, features: Any, images: Tensor) -> Tensor:
+    """The map [N,C,h,w] in what a model's `forward_features` gave for images, after noting its form."""
+    channels: Any = body.model.num_features
+    shape: list[Any] = list(features.shape) if isinstance(features, Tensor) else [type(features).__name__]
+    if len(shape) == 4 and channels in (shape[1], shape[3]):
+        body.form = "NCHW" if shape[1] == channels else "NHWC"
+        return body.to_map(features)
+    reason = "no maps can be made of them"
+    if len(shape) == 3:
+        try:
+            found = _last_map(body, images)
+            count = found[0, 0].numel()
+            # Those of the map come last; they must be the same tokens, whatever their order.
+            if found.shape[1] == channels and torch.allclose(features[:, -count:].sum(1), found.sum((2, 3)), atol=1e-3):
+                body.form, body.prefix = "tokens", shape[1] - count
+                return found
+            reason = f"timm makes a map of {list(found.shape)} of them, which is not the same"
+        except (AttributeError, AssertionError, RuntimeError, TypeError) as error:
+            reason = f"timm makes no map of them ({type(error).__name__}: {error})"
+    raise ValueError(
+        f"backbone: timm/{body.name}: expected feature maps [N,{channels},h,w] or tokens of which timm makes such, "
+        f"got {shape}: {reason}"
+    )

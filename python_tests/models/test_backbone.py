@@ -242,32 +242,6 @@ def test_a_library_file_loads_into_a_whole_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet10t", 64), ("convnext_atto", 64), ("swin_tiny_patch4_window7_224", 96)]
-)
-def test_timm_models_end_in_a_classifier_and_load_their_own_files(name, size, tmp_path):
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    original = timm.create_model(name, num_classes=3)
-    torch.save(original.state_dict(), tmp_path / "w.pth")
-    said: list[str] = []
-    backbone = build_backbone(f"timm/{name}", weights=tmp_path / "w.pth", report=said.append)
-    assert len(said[0].splitlines()) == 1, said
-    assert torch.equal(next(backbone.parameters()), next(original.parameters()))
-    model = SubtleDifferences(backbone, 3)
-    scores = model(torch.randn(2, 3, size, size), seed=1)
-    assert scores.shape == (2, 3)
-    scores.sum().backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    assert list(backbone.groups())
-
-
-def test_timm_models_of_tokens_are_refused():
-    pytest.importorskip("timm")
-    with pytest.raises(ValueError, match=r"timm/vit_tiny_patch16_224: expected feature maps .* got \[1, 197, 192\]"):
-        build_backbone("timm/vit_tiny_patch16_224")
-
-
-@pytest.mark.parametrize(
     ("name", "channels"),
     [
         ("resnet10_narrow", {"stem": 32, "layer1": 32, "layer2": 64, "layer3": 128, "layer4": 256}),
@@ -303,31 +277,3 @@ def test_torchvisions_weights_expect_imagenets_values(name):
     assert backbone_preprocessing(name) == expected
     if name == "resnet10_narrow":
         assert build_backbone(name).preprocessing == expected
-
-
-def test_timms_weights_have_values_of_their_own():
-    pytest.importorskip("timm")
-    found = backbone_preprocessing("timm/vit_base_patch16_224")
-    assert found == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
-    assert backbone_preprocessing("timm/convnext_atto")["mean"] == (0.485, 0.456, 0.406)
-
-
-@pytest.mark.parametrize(
-    ("name", "levels"),
-    [
-        ("resnet10t", ["layer1", "layer4"]),
-        ("convnext_atto", ["stages.0", "stages.3"]),
-        ("swin_tiny_patch4_window7_224", ["layers.1", "layers.3"]),
-    ],
-)
-@torch.no_grad()
-def test_levels_of_timms_models(name, levels):
-    pytest.importorskip("timm")
-    backbone = build_backbone(f"timm/{name}").eval()
-    assert set(levels) <= set(backbone.groups())
-    images = torch.randn(1, 3, 224, 224)
-    last, first = backbone.levels(images, levels[::-1])
-    assert last.shape[1:] == backbone(images).shape[1:]
-    assert first.shape[2] > last.shape[2]
-    with pytest.raises(ValueError, match="levels: expected some of"):
-        backbone.levels(images, ["nowhere"])
