@@ -67,12 +67,16 @@ def _demo(parsed: argparse.Namespace) -> int:
     return demo_command(parsed.out, parsed.seed)
 
 
+DATASETS = ("synthetic", "folder", "cub", "cars", "aircraft", "dogs", "gtos")
+"""Names that `load_dataset` knows: the command line is read without importing torch."""
+
+
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     data = commands.add_parser("data", help="look after data sets", description="Look after data sets.")
     actions = data.add_subparsers(metavar="ACTION", required=True)
     text = "read, decode and compare every image of a data set, before training on it"
     check = actions.add_parser("check", help=text, description=text)
-    check.add_argument("dataset", choices=("synthetic", "folder", "cub"), help="how the data set is laid out")
+    check.add_argument("dataset", choices=DATASETS, help="how the data set is laid out")
     check.add_argument(
         "root", nargs="?", type=Path, metavar="ROOT", help="its folder; 'synthetic' is drawn and has none"
     )

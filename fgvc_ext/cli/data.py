@@ -39,7 +39,7 @@ def check_command(dataset: str, root: Path | None = None) -> int:
 def _splits(dataset: str, root: Path | None) -> list[ImageDataset]:
     train = load_dataset(dataset, root, "train")
     names = ["test"]
-    if isinstance(train, ImageFolder):  # either will do for evaluation
+    if type(train) is ImageFolder:  # either will do for evaluation
         names = [name for name in ("val", "test") if (train.root / name).is_dir()] or ["test"]
         if names == ["val"]:
             print(f"{train.root}: no folder 'test': 'val' is what a model is evaluated on")

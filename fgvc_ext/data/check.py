@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .cub import CUB, OFFICIAL_CLASSES, OFFICIAL_PARTS, OFFICIAL_PER_CLASS
+from .cub import CUB, OFFICIAL_PARTS
 from .dataset import BrokenImageError, DatasetError, ImageDataset, ImageFiles, verify_image
+from .official import Counts
 
 DECODED_AT_MOST = 20_000
 """Images that `verify_files` decodes; of a larger data set it reads the headers alone."""
@@ -37,8 +38,9 @@ def check(*datasets: ImageDataset) -> list[Problem]:
     """Check one split or several splits of a data set together: every image is decoded once.
 
     Reports broken images, the same image content twice in a split or in two of them, classes without images, very
-    small classes, boxes outside their image, and splits whose class lists differ; for CUB also classes of other sizes
-    than the official ones, and part files that are missing or faulty. Shows a progress bar on a terminal.
+    small classes, boxes outside their image, and splits whose class lists differ; for the benchmarks also classes of
+    other sizes than the official ones, for CUB part files that are missing or faulty. Shows a progress bar on a
+    terminal.
     """
     problems: list[Problem] = []
     seen: dict[str, list[tuple[ImageDataset, int]]] = defaultdict(list)
@@ -46,6 +48,7 @@ def check(*datasets: ImageDataset) -> list[Problem]:
         if dataset.classes != datasets[0].classes:
             problems.append(_different_classes(datasets[0], dataset))
         problems += _class_counts(dataset)
+        problems += _official_problems(dataset)
         if isinstance(dataset, CUB):
             problems += _cub_problems(dataset)
         for index in tqdm(range(len(dataset)), f"checking {dataset.split}", unit="image", disable=None, leave=False):
@@ -102,29 +105,27 @@ def broken_files(
         return [error for error in pool.map(broken, enumerate(dataset.paths)) if error is not None]
 
 
+def _official_problems(dataset: ImageDataset) -> list[Problem]:
+    """Classes of other sizes than those of the benchmark, in the whole split that `dataset` is from."""
+    counts = getattr(dataset, "counts", None)
+    if not isinstance(counts, Counts) or not counts.difference():
+        return []
+    return [Problem("class counts", counts.difference(), counts.is_serious())]
+
+
 def _cub_problems(dataset: CUB) -> list[Problem]:
-    """Sizes of classes and the part files, for the whole split that `dataset` is from."""
+    """The part files, for the whole split that `dataset` is from."""
     split = "train" if dataset.split == "val" else dataset.split
-    problems = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the data set itself has warned already
-        whole = CUB(dataset.root, split, check_files=False)
-        low, high = OFFICIAL_PER_CLASS[split]
-        counts = dict(zip(whole.classes, whole.labels.bincount(minlength=len(whole.classes)).tolist(), strict=True))
-        other = [f"{name} ({count})" for name, count in counts.items() if not low <= count <= high]
-        if other:
-            shown = ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
-            text = f"{split}: {len(other)} classes have not {low} to {high} images as the official split has: {shown}"
-            # A part of the data set may be what somebody wants; a whole one with another split is not comparable.
-            problems.append(Problem("class counts", text, serious=len(counts) == OFFICIAL_CLASSES))
         try:
             names = CUB(dataset.root, split, parts=True, check_files=False).part_names
         except DatasetError as error:
             missing = isinstance(error.__cause__, FileNotFoundError)  # training does not need the parts
-            return [*problems, Problem("parts", str(error), serious=not missing)]
-    if len(names) != OFFICIAL_PARTS:
-        problems.append(Problem("parts", f"{split}: {len(names)} parts, expected {OFFICIAL_PARTS}", serious=False))
-    return problems
+            return [Problem("parts", str(error), serious=not missing)]
+    if len(names) == OFFICIAL_PARTS:
+        return []
+    return [Problem("parts", f"{split}: {len(names)} parts, expected {OFFICIAL_PARTS}", serious=False)]
 
 
 def _name(dataset: ImageDataset, index: int) -> str:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from .dataset import DatasetError, ImageFiles
+from .official import Official
+from .text_tables import Table, floats, lines
 
-OFFICIAL_CLASSES = 200
-OFFICIAL_IMAGES = {"train": 5994, "test": 5794}
-OFFICIAL_PER_CLASS = {"train": (29, 30), "test": (11, 30)}
+OFFICIAL = Official("CUB", 200, {"train": 5994, "test": 5794}, per_class={"train": (29, 30), "test": (11, 30)})
 OFFICIAL_PARTS = 15
-
-Value = TypeVar("Value")
 
 
 class CUB(ImageFiles):
@@ -43,14 +39,13 @@ class CUB(ImageFiles):
     def __init__(
         self, root: str | os.PathLike[str], split: str, *, parts: bool = False, check_files: bool = True
     ) -> None:
-        if split not in OFFICIAL_IMAGES:
-            raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+        OFFICIAL.check_split(split)
         self.root = _find_root(Path(root))
-        names = _Table(self.root / "classes.txt", "class", str)
-        images = _Table(self.root / "images.txt", "image", str)
-        labels = _Table(self.root / "image_class_labels.txt", "image", int, images.rows)
-        splits = _Table(self.root / "train_test_split.txt", "image", _split_name, images.rows)
-        boxes = _Table(self.root / "bounding_boxes.txt", "image", _box, images.rows)
+        names = Table(self.root / "classes.txt", "class", int, str)
+        images = Table(self.root / "images.txt", "image", int, str)
+        labels = Table(self.root / "image_class_labels.txt", "image", int, int, images.rows)
+        splits = Table(self.root / "train_test_split.txt", "image", int, _split_name, images.rows)
+        boxes = Table(self.root / "bounding_boxes.txt", "image", int, _box, images.rows)
         labels.check_values(names.rows, "class id", names.file)
         position = {class_id: label for label, class_id in enumerate(sorted(names.rows))}
         ids = sorted(image for image, name in splits.rows.items() if name == split)
@@ -70,42 +65,7 @@ class CUB(ImageFiles):
         self.part_names: list[str] = []
         if parts:
             self.part_names, self.parts = _read_parts(self.root, ids, images.rows)
-        _warn_of_other_counts(self.root, split, len(names.rows), len(ids))
-
-
-class _Table(Generic[Value]):
-    """A text file with one row an id: `rows` by id, and the line each row came from.
-
-    With `expected`, the ids must be exactly those.
-    """
-
-    def __init__(
-        self, file: Path, kind: str, parse: Callable[[str], Value], expected: Collection[int] | None = None
-    ) -> None:
-        self.file, self.kind = file, kind
-        self.rows: dict[int, Value] = {}
-        self.lines: dict[int, int] = {}
-        for number, text in _lines(file):
-            first, _, rest = text.partition(" ")
-            row = _parsed(file, number, int, first, f"{kind} id")
-            if row in self.rows:
-                raise DatasetError.at(file, number, f"{kind} id {row} is a duplicate of line {self.lines[row]}")
-            if expected is not None and row not in expected:
-                raise DatasetError.at(file, number, f"{kind} id {row} is unknown: images.txt has no such id")
-            self.rows[row] = _parsed(file, number, parse, rest.strip(), f"the fields of {kind} {row}")
-            self.lines[row] = number
-        missing = [] if expected is None else [row for row in expected if row not in self.rows]
-        if missing:
-            raise DatasetError.at(
-                file, None, f"{kind} id {missing[0]} is missing ({len(missing)} of {len(expected or ())} are)"
-            )
-        if not self.rows:
-            raise DatasetError.at(file, None, "the file has no lines")
-
-    def check_values(self, known: Collection[Value], what: str, source: Path) -> None:
-        for row, value in self.rows.items():
-            if value not in known:
-                raise DatasetError.at(self.file, self.lines[row], f"{what} {value} is unknown: not in {source.name}")
+        self.counts = OFFICIAL.compare(self.root, split, self.classes, self.labels)
 
 
 def _find_root(root: Path) -> Path:
@@ -118,49 +78,20 @@ def _find_root(root: Path) -> Path:
     )
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers; blank ones are left out."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DatasetError.at(file, None, error.strerror or str(error)) from error
-    except UnicodeDecodeError as error:
-        raise DatasetError.at(file, None, f"not a text file ({error})") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield number, line.strip()
-
-
-def _parsed(file: Path, line: int, parse: Callable[[str], Value], text: str, what: str) -> Value:
-    try:
-        if not text:
-            raise ValueError("nothing there")
-        return parse(text)
-    except ValueError as error:
-        raise DatasetError.at(file, line, f"cannot read {what} from {text!r}: {error}") from error
-
-
 def _split_name(text: str) -> str:
     if text not in ("0", "1"):
         raise ValueError("expected 1 (train) or 0 (test)")
     return "train" if text == "1" else "test"
 
 
-def _floats(text: str, names: str) -> list[float]:
-    values = [float(field) for field in text.split()]
-    if len(values) != len(names.split()) or not all(map(math.isfinite, values)):
-        raise ValueError(f"expected {len(names.split())} finite numbers: {names}")
-    return values
-
-
 def _box(text: str) -> tuple[float, float, float, float]:
-    x, y, width, height = _floats(text, "x y width height")
+    x, y, width, height = floats(text, "x y width height")
     if width <= 0 or height <= 0:
         raise ValueError("expected a width and a height above 0")
     return x, y, x + width, y + height
 
 
-def _check_files(images: _Table[str], ids: list[int], paths: list[Path]) -> None:
+def _check_files(images: Table[int, str], ids: list[int], paths: list[Path]) -> None:
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     if missing:
         first = missing[0]
@@ -174,7 +105,7 @@ def _check_files(images: _Table[str], ids: list[int], paths: list[Path]) -> None
 def _read_parts(root: Path, ids: list[int], known: Mapping[int, str]) -> tuple[list[str], Tensor]:
     """Names and locations [N,P,3]; official place: the folder parts/, also accepted: beside the other files."""
     folder = root / "parts" if (root / "parts").is_dir() else root
-    names = _Table(folder / "parts.txt", "part", str)
+    names = Table(folder / "parts.txt", "part", int, str)
     columns = {part: column for column, part in enumerate(sorted(names.rows))}
     positions = {image: row for row, image in enumerate(ids)}
     parts = torch.full((len(ids), len(columns), 3), math.nan)
@@ -182,7 +113,7 @@ def _read_parts(root: Path, ids: list[int], known: Mapping[int, str]) -> tuple[l
     seen: dict[tuple[int, int], int] = {}
     rows: list[tuple[int, int]] = []
     values: list[tuple[float, float, float]] = []
-    for number, text in _lines(file):
+    for number, text in lines(file):
         try:  # 177 thousand lines: parsed in place
             image_text, part_text, *fields = text.split()
             x, y, visible = map(float, fields)
@@ -206,13 +137,3 @@ def _read_parts(root: Path, ids: list[int], known: Mapping[int, str]) -> tuple[l
         image, part = ids[missing[0][0]], sorted(columns)[missing[0][1]]
         raise DatasetError.at(file, None, f"part {part} of image {image} is missing ({len(missing)} locations are)")
     return [names.rows[part] for part in sorted(names.rows)], parts
-
-
-def _warn_of_other_counts(root: Path, split: str, classes: int, images: int) -> None:
-    expected = OFFICIAL_IMAGES[split]
-    if (classes, images) != (OFFICIAL_CLASSES, expected):
-        warnings.warn(
-            f"CUB at {root}: {classes} classes and {images:,} {split} images; "
-            f"the official data set has {OFFICIAL_CLASSES} and {expected:,}",
-            stacklevel=3,
-        )

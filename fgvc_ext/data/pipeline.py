@@ -18,7 +18,7 @@ from .transforms import Preprocessing
 class DataConfig:
     """The images and how they are prepared."""
 
-    name: Literal["synthetic", "folder", "cub"] = "synthetic"
+    name: Literal["synthetic", "folder", "cub", "cars", "aircraft", "dogs", "gtos"] = "synthetic"
     root: Path | None = None
     """Folder that holds the data; the synthetic birds need none."""
     resize: int = 600

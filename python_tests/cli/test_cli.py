@@ -47,7 +47,7 @@ def test_the_module_runs_as_a_program() -> None:
         (["infos"], "invalid choice: 'infos'"),
         (["data"], "ACTION"),
         (["data", "check"], "dataset"),
-        (["data", "check", "cars"], "invalid choice: 'cars'"),
+        (["data", "check", "motorcycles"], "invalid choice: 'motorcycles'"),
         (["data", "check", "cub"], "'cub' needs ROOT"),
         (["data", "check", "synthetic", "somewhere"], "takes no ROOT, got 'somewhere'"),
     ],
