@@ -10,6 +10,7 @@ busy machine is measured, that is said.
 import ctypes
 import gc
 import math
+import random
 import resource
 import statistics
 import time
@@ -55,7 +56,17 @@ class Times:
 
     def ratio(self, over: str, under: str) -> float:
         """Median over the rounds of time(over) / time(under)."""
-        return statistics.median(a / b for a, b in zip(self.samples[over], self.samples[under], strict=True))
+        return statistics.median(self._ratios(over, under))
+
+    def ratio_interval(self, over: str, under: str, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+        """Where that median lies with this confidence: the middle of the medians of bootstrap samples of the rounds."""
+        ratios, draw = self._ratios(over, under), random.Random(0)
+        medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(resamples))
+        outside = round(resamples * (1 - level) / 2)
+        return medians[outside], medians[-1 - outside]
+
+    def _ratios(self, over: str, under: str) -> list[float]:
+        return [a / b for a, b in zip(self.samples[over], self.samples[under], strict=True)]
 
 
 def measure(contenders: Sequence[Contender], device: str, *, rounds: int, seconds: float) -> Times:

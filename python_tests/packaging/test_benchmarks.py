@@ -34,9 +34,10 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     import gpu
     import results
     import run
+    import step
     import timing
 
-    yield {"cases": cases, "timing": timing, "results": results, "gpu": gpu, "run": run, "data": data}
+    yield {"cases": cases, "timing": timing, "results": results, "gpu": gpu, "run": run, "data": data, "step": step}
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
             del sys.modules[name]
@@ -294,3 +295,41 @@ def test_a_command_is_killed_at_its_limit(
         time.sleep(0.05)
     assert modules["gpu"].run(["sh", "-c", "echo here; exit 3"], tmp_path / "log", 30) == 3
     assert "here" in (tmp_path / "log").read_text()
+
+
+def test_every_method_s_step_is_measured_beside_the_plain_one(modules: dict[str, Any], tmp_path: Path) -> None:
+    step, out = modules["step"], tmp_path / "step.csv"
+    words = "--backbone resnet10_narrow --size 32 --batch-size 4 --rounds 5 --seconds 1 --device cpu --precision fp32"
+    assert step.main([*words.split(), "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [row["method"] for row in rows] == [method.name for method in step.METHODS]
+    for row in rows:
+        assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
+        assert 0 < float(row["share"]) < 1
+        assert row["ratio_wanted"] or row["share_wanted"]
+        assert row["backbone"] == "resnet10_narrow"
+
+
+def test_the_share_of_our_operators_is_that_of_the_profile(modules: dict[str, Any]) -> None:
+    """A step that does nothing but call one of ours, and one that never does."""
+    import fgvc_ext
+
+    features = torch.rand(16, 256, 28, 28, requires_grad=True)
+    gradient = torch.ones(16, 256)
+
+    def forward_and_backward() -> None:
+        features.grad = None
+        fgvc_ext.ops.global_k_max_pool(features, k=4).backward(gradient)
+
+    share = modules["step"].share_of_ours
+    assert share(forward_and_backward, "cpu") > 0.6
+    assert share(lambda: features.exp().sum().backward(), "cpu") == 0
+
+
+def test_an_interval_is_that_of_the_ratios_median(modules: dict[str, Any]) -> None:
+    timing = modules["timing"]
+    ours, theirs = [1.0 + 0.01 * (n % 7) for n in range(60)], [1.0] * 60
+    low, high = timing.Times({"a": ours, "b": theirs}, {}, {}, {}).ratio_interval("a", "b")
+    assert 1.01 <= low <= 1.03 <= high <= 1.05
+    steady = timing.Times({"a": [3.0, 6.0, 12.0], "b": [1.0, 2.0, 4.0]}, {}, {}, {})  # drift hits both
+    assert steady.ratio_interval("a", "b") == (3.0, 3.0)
