@@ -193,8 +193,10 @@ def test_another_method_makes_only_its_own_stage_stale(driver, finished, capsys)
     assert (finished / "run.json").read_bytes() == before
 
 
-def test_the_papers_recipe_is_the_cub_preset(driver):
-    config = driver.DRIVER.read_arguments(["cub", "--data.root", "x"])
+@pytest.mark.parametrize("name", ["cub", "cars", "aircraft", "dogs", "gtos"])
+def test_the_papers_recipe_is_the_preset_of_each_benchmark(driver, name):
+    config = driver.DRIVER.read_arguments([name, "--data.root", "x"])
+    assert (config.data.name, config.five_crop) == (name, name != "gtos")
     optim = config.optim
     assert (config.model.backbone, config.model.weights) == ("resnet50", "imagenet")
     assert (config.data.resize, config.data.crop) == (600, 448)
