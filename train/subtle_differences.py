@@ -86,8 +86,8 @@ PRESETS = {
         _paper("folder"),
     ),
     "cub": (
-        "CUB-200-2011 with the paper's recipe: ResNet-50 from ImageNet weights, 448 px, 150 epochs. The batch of 32 is that "
-        "of all processes together: the recipe holds for any number of GPUs.",
+        "CUB-200-2011 with the paper's recipe: ResNet-50 from ImageNet weights, 448 px, 150 epochs. The batch of 32 is "
+        "that of all processes together: the recipe holds for any number of GPUs.",
         _paper("cub"),
     ),
     "cars": ("Stanford Cars with the same recipe.", _paper("cars")),

@@ -4,6 +4,7 @@ from ..mutant import Mutant, of
 
 D = "python_tests/data"
 CROPS = (f"{D}/test_crops.py", f"{D}/test_transforms.py")
+BENCHMARKS = (f"{D}/test_benchmarks_on_disk.py", f"{D}/test_cub.py")
 LOADING = (f"{D}/test_loading.py", "python_tests/training/test_sampling.py")
 
 MUTANTS = [
@@ -52,5 +53,23 @@ MUTANTS = [
         ),
         Mutant("fingerprint-always-sampled", "<= read_whole", "< 0"),
         tests=(f"{D}/test_folder.py", f"{D}/test_cub.py"),
+    ),
+    *of(
+        "fgvc_ext/data/official.py",
+        Mutant("official-boxes-from-one", "max(x_min - 1, 0)", "max(x_min, 0)"),
+        Mutant("official-counts-exclusive", "if not low <= count <= high]", "if not low < count < high]"),
+        Mutant("official-part-is-serious", "return len(self.per_class) == self.official.classes", "return True"),
+        tests=BENCHMARKS,
+    ),
+    *of(
+        "fgvc_ext/data/aircraft.py",
+        Mutant("aircraft-banner-stays", "return image[:, :-BANNER]", "return image"),
+        Mutant("aircraft-trained-without-val", '"trainval" if split', '"train" if split'),
+        tests=BENCHMARKS,
+    ),
+    *of(
+        "fgvc_ext/data/cars.py",
+        Mutant("cars-other-split", 'int(row["test"]) == (split == "test")', 'int(row["test"]) != (split == "test")'),
+        tests=BENCHMARKS,
     ),
 ]

@@ -5,6 +5,7 @@ from ..mutant import Mutant, of
 BACKBONES = ("python_tests/models/test_backbone.py",)
 STARTING = ("python_tests/models/test_starting_weights.py",)
 FILES = ("python_tests/models/test_weights_file.py",)
+TIMM = ("python_tests/models/test_timm_backbone.py",)
 
 MUTANTS = [
     *of(
@@ -21,6 +22,25 @@ MUTANTS = [
             "return [value for name, value in found.items() if name in names]",
         ),
         tests=BACKBONES,
+    ),
+    *of(
+        "fgvc_ext/models/timm_backbone.py",
+        Mutant("models-timm-tokens-unnormed", 'self.norm = "NCHW", 0, True', 'self.norm = "NCHW", 0, False'),
+        Mutant("models-timm-last-patches-missing", "model.patch_embed.dynamic_img_pad = True", "pass"),
+        Mutant("models-timm-idle-layers-trained", "named[name].requires_grad_(False)", "pass"),
+        Mutant("models-timm-tokens-of-the-last-group", "self.order[0] if path in self.loose else", ""),
+        Mutant("models-timm-no-rotary-positions", "if self.group_of.calls.rotary:", "if False:"),
+        Mutant("models-timm-image-size-ignored", '{"img_size": image_size}', "{}"),
+        Mutant("models-timm-positions-not-fitted", "dict(convert(dict(state), self.body.model))", "dict(state)"),
+        tests=TIMM,
+    ),
+    *of(
+        "fgvc_ext/models/timm_layers.py",
+        Mutant(
+            "models-timm-prefix-on-top", "torch.cat((positions, first), dim=1)", "torch.cat((first, positions), dim=1)"
+        ),
+        Mutant("models-timm-computes-all", "raise _Reached", "pass"),
+        tests=TIMM,
     ),
     *of(
         "fgvc_ext/models/torchvision_backbone.py",
