@@ -9,7 +9,8 @@ from typing import Any
 from fgvc_ext.models.backbone import IMAGENET, Backbone
 from fgvc_ext.models.pretrained import load_weights
 from fgvc_ext.models.starting_weights import starting_weights
-from fgvc_ext.models.timm_backbone import build_timm, timm_preprocessing
+from fgvc_ext.models.timm_backbone import build_timm
+from fgvc_ext.models.timm_library import timm_preprocessing
 from fgvc_ext.models.torchvision_backbone import (
     build_resnet10_narrow,
     build_torchvision,

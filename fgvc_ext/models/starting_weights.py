@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fgvc_ext.atomic_files import file_sha256
-from fgvc_ext.models.timm_backbone import timm_weights
+from fgvc_ext.models.timm_library import timm_weights
 from fgvc_ext.models.torchvision_backbone import torchvision_names, torchvision_weights
 
 EXPECTED = "expected imagenet, birds, none or a file (safetensors or .pth)"

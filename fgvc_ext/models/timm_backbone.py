@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fgvc_ext.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.timm_layers import (
     Calls,
@@ -22,14 +20,7 @@ from fgvc_ext.models.timm_layers import (
     run_until,
     unpack_tokens,
 )
-
-# What lets a family take images of any size, the first that its constructor knows: vision transformers interpolate
-# their positions and fill up the last patches, Swin transformers insist on one size unless they are told otherwise.
-ANY_SIZE: tuple[dict[str, Any], ...] = (
-    {"dynamic_img_size": True, "dynamic_img_pad": True},
-    {"dynamic_img_size": True},
-    {"strict_img_size": False},
-)
+from fgvc_ext.models.timm_library import create
 
 
 class _TimmFeatures(nn.Module):
@@ -118,6 +109,37 @@ class TimmBackbone(Backbone):
         order = self.group_of.order
         return {name: found[name] for name in order} if order else found
 
+    # ---------------------------------------------------------------- the frozen part
+
+    @property
+    def has_frozen_features(self) -> bool:
+        """See `Backbone`: whether one can go on from the end of the frozen part."""
+        return self.frozen_until is not None and self.frozen_until in self._ends()
+
+    def frozen_features(self, images: Tensor) -> Tensor:
+        """See `Backbone`, and `until`: a transformer's class and register tokens lie in additional rows."""
+        return self.until(images, self._frozen_group())
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """See `Backbone`."""
+        groups = list(self.groups())
+        frozen = groups[: groups.index(self._frozen_group()) + 1]
+        return {name: value for name, value in self.state_dict().items() if self.group_of(name) in frozen}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Backbone`."""
+        if self._is_frozen_features(images):
+            return self.onward(images.to(next(self.parameters()).dtype), self._frozen_group())
+        found: Tensor = self.body(images)
+        return found
+
+    def _frozen_group(self) -> str:
+        if self.frozen_until is None:
+            raise ValueError("backbone: nothing of it is frozen (frozen_until: None)")
+        return self.frozen_until
+
+    # ---------------------------------------------------------------- maps within
+
     def levels(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """See `Backbone.levels`. A transformer's blocks may be given by number alone, as "11".
 
@@ -130,6 +152,8 @@ class TimmBackbone(Backbone):
         numbers |= {name: int(name) for name in names if name.isdigit() and int(name) < len(known)}
         if unknown := [name for name in names if name not in numbers and name not in last]:
             raise ValueError(f"backbone: levels: expected some of {', '.join([*known, *last])}, got {unknown[0]!r}")
+        if self._is_frozen_features(images):
+            return self._levels_behind(images, [known[numbers[name]] if name in numbers else name for name in names])
         order = sorted(set(numbers.values()))
         try:
             maps = self.body.maps(images, order) if order else []
@@ -137,6 +161,16 @@ class TimmBackbone(Backbone):
             raise self.body.of_size(images, error) from error
         final = self.body(images) if any(name in last for name in names) else images
         return [maps[order.index(numbers[name])] if name in numbers else final for name in names]
+
+    def _levels_behind(self, features: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Levels from the end of the frozen part on, whose output was given."""
+        group = self._frozen_group()
+        found: dict[str, Tensor] = {}
+        final = self._walk(features.to(next(self.parameters()).dtype), group, names, found)
+        found.setdefault(list(self.groups())[-1], final)
+        if within := [name for name in names if name not in found]:
+            raise ValueError(f"backbone: levels: {within[0]!r} lies within the frozen part, whose output was given")
+        return [found[name] for name in names]
 
     def until(self, images: Tensor, group: str) -> Tensor:
         """What the model has behind this group of layers: a map [N,C,h,w], from which `onward` goes on.
@@ -146,7 +180,7 @@ class TimmBackbone(Backbone):
         Raises:
             ValueError: a group behind which more is needed than what it gives.
         """
-        if not self._behind(group):
+        if not self._layers_after(group):
             found: Tensor = self.body(images)
             return found
         model: Any = self.body.model
@@ -157,41 +191,54 @@ class TimmBackbone(Backbone):
 
     def onward(self, features: Tensor, group: str) -> Tensor:
         """From what `until` gave for this group to the last map: `onward(until(x, g), g)` is `forward(x)`."""
-        names = self._behind(group)
+        return self._walk(features, group, (), {})
+
+    def _walk(self, features: Tensor, group: str, keep: Sequence[str], kept: dict[str, Tensor]) -> Tensor:
+        """The last map; into `kept` go the maps behind this group and behind later layers that `keep` names."""
+        names = self._layers_after(group)
         if not names:
             return features
         model: Any = self.body.model
-        options: dict[str, Any] = {}
+        form, prefix, options = self.body.form, self.body.prefix, {}
         height, width = features.shape[-2:]
-        if self.body.form == "tokens":
-            features, height, width = unpack_tokens(features, self.body.prefix)
+        if form == "tokens":
+            features, height, width = unpack_tokens(features, prefix)
             if self.group_of.calls.rotary:
                 options["rope"] = model.rope.get_embed(shape=(height, width))
-        elif self.body.form == "NHWC":
+        elif form == "NHWC":
             features = features.permute(0, 2, 3, 1)
+
+        def as_map() -> Tensor:
+            if form != "tokens":
+                return self.body.to_map(features)
+            return features[:, prefix:].transpose(1, 2).unflatten(2, (height, width)).contiguous()
+
         layers = layers_of(model)
-        for name in names:
-            features = layers[name](features, **(options if name.startswith("blocks.") else {}))
-        if self.body.form == "tokens":
-            return features[:, self.body.prefix :].transpose(1, 2).unflatten(2, (height, width)).contiguous()
-        return self.body.to_map(features)
+        for name in (group, *names):
+            if name != group:
+                features = layers[name](features, **(options if name.startswith("blocks.") else {}))
+            if name in keep:
+                kept[name] = as_map()
+        return as_map()
 
-    def _behind(self, group: str) -> list[str]:
-        """The layers that lead from the end of a group to the last map."""
-        known, groups = self.group_of.calls.in_a_row, list(self.groups())
-        if group == groups[-1]:
-            return []
-        if group not in known:
-            usable = [name for name in groups[:-1] if name in known] + groups[-1:]
-            raise ValueError(f"backbone: timm/{self.body.name}: expected one of {', '.join(usable)}, got {group!r}")
-        return known[known.index(group) + 1 :]
+    def _ends(self) -> list[str]:
+        """The groups from whose end one can go on to the last map."""
+        groups = list(self.groups())
+        return [name for name in groups[:-1] if name in self.group_of.calls.in_a_row] + groups[-1:]
 
-    def _layers(self) -> Iterator[tuple[str, nn.Module]]:
+    def _layers_after(self, group: str) -> list[str]:
+        """The layers that lead from the end of a group to the last map; none from that of the last group."""
+        known, ends = self.group_of.calls.in_a_row, self._ends()
+        if group not in ends:
+            raise ValueError(f"backbone: timm/{self.body.name}: expected one of {', '.join(ends)}, got {group!r}")
+        return [] if group == ends[-1] else known[known.index(group) + 1 :]
+
+    def _layers(self) -> Iterator[tuple[str, str, nn.Module]]:
         layers, found = layers_of(self.body.model), self.groups()
         group = next(iter(found))
         for name in self.group_of.calls.order:
             group = name if name in found else group
-            yield group, layers[name]
+            yield group, f"body.model.{name}", layers[name]
 
     def converted(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """A file's tensors by the timm model's names, as timm itself would convert them for this model.
@@ -224,70 +271,15 @@ class TimmBackbone(Backbone):
         return found, changed
 
 
-def timm_preprocessing(name: str) -> dict[str, Any]:
-    """Mean, std and interpolation of a timm model's pretrained weights."""
-    config = _library(name).get_pretrained_cfg(name)
-    bicubic = config is not None and config.interpolation == "bicubic"
-    return {
-        "mean": tuple(IMAGENET_MEAN if config is None else config.mean),
-        "std": tuple(IMAGENET_STD if config is None else config.std),
-        "interpolation": "bicubic" if bicubic else "bilinear",
-    }
-
-
-def timm_weights(name: str) -> tuple[str, str] | None:
-    """Name and address of the file of a timm model's pretrained weights; None for a model without any."""
-    config = _library(name).get_pretrained_cfg(name)
-    if config is not None and config.hf_hub_id:
-        file = config.hf_hub_filename or "model.safetensors"
-        url = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{file}"
-        return f"{config.hf_hub_id.replace('/', '-')}{Path(file).suffix}", url
-    return (config.url.rpartition("/")[2], config.url) if config is not None and config.url else None
-
-
-def _library(name: str) -> Any:
-    try:
-        import timm
-    except ImportError:
-        raise ValueError(f"backbone: timm/{name} needs timm, which is not installed: pip install timm") from None
-    if not timm.is_model(name):
-        raise ValueError(f"backbone: timm {timm.__version__} has no model {name!r}")
-    return timm
-
-
 def build_timm(name: str, image_size: int | None = None) -> TimmBackbone:
     """A timm model without its classifier, with random weights; `image_size`: see `build_backbone`."""
-    model, any_size = _create(name, image_size)
+    model, any_size = create(name, image_size)
     native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
     size = (int(native[1]), int(native[2])) if image_size is None else (image_size, image_size)
     body = _TimmFeatures(name, model, size)
     if any_size:  # a small image shows the same as a large one
         size = (4 * int(model.feature_info[-1]["reduction"]),) * 2
     return TimmBackbone({"body": body}, model.num_features, _look_at(body, size))
-
-
-def _create(name: str, image_size: int | None) -> tuple[Any, bool]:
-    """The model, and whether it is one of those that take images of any size when they are asked to."""
-    timm = _library(name)
-    fixed = {} if image_size is None else {"img_size": image_size}
-    for options in ANY_SIZE:
-        try:
-            model = timm.create_model(name, num_classes=0, **options, **fixed)
-        except TypeError as error:  # "unexpected keyword argument", before anything is built
-            if not any(option in str(error) for option in options):
-                break
-        else:
-            if hasattr(getattr(model, "patch_embed", None), "dynamic_img_pad"):
-                model.patch_embed.dynamic_img_pad = True  # Swin's constructor does not pass it on
-            return model, True
-    try:
-        return timm.create_model(name, num_classes=0, **fixed), False
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        raise ValueError(
-            f"backbone: timm/{name} is not built for one image size: leave out image_size, got {image_size}"
-        ) from None
 
 
 def _look_at(body: _TimmFeatures, size: tuple[int, int]) -> _TimmGroups:

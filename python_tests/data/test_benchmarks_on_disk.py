@@ -12,6 +12,7 @@ from PIL import Image
 
 from fgvc_ext.cli import DATASETS
 from fgvc_ext.data import BrokenImageError, DatasetError, check, load_dataset
+from fgvc_ext.data.official import Counts, Official
 from fgvc_ext.data.pipeline import DataConfig, load_datasets
 
 savemat = pytest.importorskip("scipy.io").savemat
@@ -289,6 +290,14 @@ def test_check_knows_the_sizes_of_classes(name, per_class, request):
     (problem,) = [problem for problem in check(data.subset([0])) if problem.kind == "class counts"]
     assert f"{len(data.classes)} classes have not {per_class} images" in problem.message
     assert not problem.serious
+
+
+def test_the_limits_of_official_classes_are_inclusive():
+    official = Official("Small", 2, {"train": 3}, per_class={"train": (1, 2)})
+    assert Counts(official, "train", {"a": 1, "b": 2}).difference() == ""
+    assert "1 classes have not 1 to 2 images as the official split has: b (3)" in (
+        Counts(official, "train", {"a": 1, "b": 3}).difference()
+    )
 
 
 def test_another_split_of_the_whole_data_set_is_an_error(gtos):

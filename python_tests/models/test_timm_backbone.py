@@ -195,6 +195,49 @@ def test_what_lies_behind_a_group_is_not_computed_for_its_output():
     assert backbone.onward(features, "blocks.2").shape == (1, 64, 4, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "until"), [("test_vit", "blocks.3"), (DINOV3, "blocks.9"), (SWIN, "layers.1"), ("test_vit3", "all")]
+)
+@torch.no_grad()
+def test_the_frozen_part_s_output_stands_in_for_images(name, until):
+    torch.manual_seed(0)
+    backbone = build_backbone(f"timm/{name}", frozen_until=until).train()
+    images = torch.randn(2, 3, 64, 96)
+    features = backbone.frozen_features(images)
+    groups = list(backbone.groups())
+    frozen = groups[: groups.index(backbone.frozen_until) + 1]
+    for group, names in backbone.groups().items():
+        for parameter in names:
+            assert group not in frozen or not backbone.get_parameter(parameter).requires_grad
+    assert set(backbone.frozen_state()) >= {key for group in frozen for key in backbone.groups()[group]}
+    assert not set(backbone.frozen_state()) & {
+        key for group in groups if group not in frozen for key in backbone.groups()[group]
+    }
+    assert not backbone.body.model.get_submodule(frozen[-1]).training
+    assert until == "all" or backbone.body.model.get_submodule(groups[-2]).training
+    backbone.eval()  # in training, Swin transformers leave layers out at random
+    torch.testing.assert_close(backbone(features.half()), backbone(images), atol=0.02, rtol=0.02)
+    assert torch.equal(backbone(features), backbone(images)) or until != "all"
+    expected = backbone.levels(images, groups[-2:])
+    if until == "all":
+        with pytest.raises(ValueError, match=rf"levels: '{groups[-2]}' lies within the frozen part"):
+            backbone.levels(features, groups[-2:])
+        return
+    for ours, theirs in zip(backbone.levels(features, groups[-2:]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.equal(backbone.levels(features, [frozen[-1]])[0], backbone.levels(images, [frozen[-1]])[0])
+    with pytest.raises(ValueError, match=rf"levels: '{frozen[-2]}' lies within the frozen part"):
+        backbone.levels(features, [frozen[-2]])
+
+
+def test_a_group_from_whose_end_one_cannot_go_on_has_no_features_to_cache():
+    backbone = build_backbone("timm/test_vit", frozen_until="patch_embed")
+    assert not backbone.has_frozen_features
+    with pytest.raises(ValueError, match=r"timm/test_vit: expected one of blocks\.0, .*, norm, got 'patch_embed'"):
+        backbone.frozen_features(torch.zeros(1, 3, 32, 32))
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 64, 2, 2)
+
+
 def test_models_without_maps_are_refused_by_name():
     with pytest.raises(
         ValueError, match=r"timm/crossvit_tiny_240: expected feature maps \[N,288,h,w\].*got \['list'\]"

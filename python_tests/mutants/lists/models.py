@@ -26,12 +26,16 @@ MUTANTS = [
     *of(
         "fgvc_ext/models/timm_backbone.py",
         Mutant("models-timm-tokens-unnormed", 'self.norm = "NCHW", 0, True', 'self.norm = "NCHW", 0, False'),
-        Mutant("models-timm-last-patches-missing", "model.patch_embed.dynamic_img_pad = True", "pass"),
         Mutant("models-timm-idle-layers-trained", "named[name].requires_grad_(False)", "pass"),
         Mutant("models-timm-tokens-of-the-last-group", "self.order[0] if path in self.loose else", ""),
         Mutant("models-timm-no-rotary-positions", "if self.group_of.calls.rotary:", "if False:"),
-        Mutant("models-timm-image-size-ignored", '{"img_size": image_size}', "{}"),
         Mutant("models-timm-positions-not-fitted", "dict(convert(dict(state), self.body.model))", "dict(state)"),
+        tests=TIMM,
+    ),
+    *of(
+        "fgvc_ext/models/timm_library.py",
+        Mutant("models-timm-last-patches-missing", "model.patch_embed.dynamic_img_pad = True", "pass"),
+        Mutant("models-timm-image-size-ignored", '{"img_size": image_size}', "{}"),
         tests=TIMM,
     ),
     *of(
