@@ -53,7 +53,9 @@ class ModelConfig:
         computed."""
         where = "cpu" if self.backbone.startswith("timm/") else "meta"  # some of timm's read numbers as they are built
         with torch.random.fork_rng(devices=[]), torch.device(where):
-            backbone = build_backbone(self.backbone, stride_on_first_conv=self.stride_on_first_conv)
+            backbone = build_backbone(
+                self.backbone, stride_on_first_conv=self.stride_on_first_conv, image_size=self.image_size
+            )
         features = backbone.to("meta").eval()(torch.zeros(1, 3, crop, crop, device="meta"))
         return min(features.shape[-2:])
 

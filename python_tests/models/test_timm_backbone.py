@@ -260,6 +260,20 @@ def test_a_model_of_one_size_says_so_and_can_be_built_for_another(tmp_path):
     assert torch.equal(models.load(tmp_path / "m.safetensors")(images), model(images))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "crop", "side"),
+    [
+        ("test_vit", {}, 96, 6),
+        (EVA, {}, 100, 8),
+        (DINOV3, {}, 64, 4),
+        (SWIN, {}, 128, 4),
+        ("test_vit_relpos", {"image_size": 96}, 96, 6),
+    ],
+)
+def test_the_side_of_the_map_is_known_before_a_run(name, options, crop, side):
+    assert ModelConfig(backbone=f"timm/{name}", **options).map_side(crop) == side
+
+
 @pytest.mark.parametrize("name", ["timm/test_resnet", "resnet18"])
 def test_an_image_size_for_a_model_that_takes_any_is_refused(name):
     with pytest.raises(ValueError, match=rf"{name} .*leave out image_size, got 96"):
