@@ -12,6 +12,9 @@ from .._version import __version__
 
 Command = Callable[[argparse.Namespace], int]
 
+DATASETS = ("synthetic", "folder", "cub", "cars", "aircraft", "dogs", "gtos")
+"""Names that `load_dataset` knows: the command line is read without importing torch."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `fgvc-ext` with the given arguments, or else those of the process, and returns the exit status."""
@@ -65,10 +68,6 @@ def _demo(parsed: argparse.Namespace) -> int:
     from .demo import demo_command
 
     return demo_command(parsed.out, parsed.seed)
-
-
-DATASETS = ("synthetic", "folder", "cub", "cars", "aircraft", "dogs", "gtos")
-"""Names that `load_dataset` knows: the command line is read without importing torch."""
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
