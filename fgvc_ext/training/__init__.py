@@ -11,6 +11,8 @@ from fgvc_ext.training.config import (
     load_config,
     save_config,
 )
+from fgvc_ext.training.ensembles import EnsembleAccuracy, ensemble_measures
+from fgvc_ext.training.evaluation import evaluate_samples, map_samples
 from fgvc_ext.training.run_folder import RunFolder, RunLocked
 from fgvc_ext.training.stages import Artefact, Result, Results, Stage, run_stages
 from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted
@@ -25,6 +27,7 @@ __all__ = [
     "Classification",
     "ConfigMismatch",
     "EngineConfig",
+    "EnsembleAccuracy",
     "Frozen",
     "NonFiniteLoss",
     "OptimConfig",
@@ -37,7 +40,10 @@ __all__ = [
     "Stage",
     "Task",
     "at_least",
+    "ensemble_measures",
+    "evaluate_samples",
     "load_config",
+    "map_samples",
     "run_stages",
     "save_config",
 ]
