@@ -100,13 +100,23 @@ def explain_ensembles(
     run = Path(run)
     if table := prefix_table(run):
         save_table(run, "ensembles", table, title="Every model, and the first n together", caption=_TABLE)
-    models = {name: load(files[name], device) for members in ensembles.values() for name in members}
+    names = dict.fromkeys(name for key in reversed(list(ensembles)) for name in ensembles[key])  # the method's first
+    models = {name: load(files[name], device) for name in names}
     prepare = next(iter(models.values())).preprocessing
     seen = dataset.subset(evenly_spaced(len(dataset), images))
     scene = Scene(seen, CentreCrop(prepare.resize, prepare.crop), prepare.transform())
     chosen = [int((n + 0.5) * len(seen) / min(rows, len(seen))) for n in range(min(rows, len(seen)))]
     maps = _looks(scene, models, batch_size, chosen)
-    _save_members(run, scene, maps, ensembles, chosen)
+    _save_maps(
+        run,
+        scene,
+        {name: values[chosen] for name, values in maps.items()},
+        chosen,
+        name="members",
+        title="Where the members look",
+        caption="Attention maps of the ensembles' members on test images (evenly spread over the test set, not "
+        "chosen). Each map is scaled by itself.",
+    )
     _save_class_maps(run, scene, models, ensembles, chosen)
     _save_parts(run, scene, maps)
     _save_overlap(run, maps, ensembles)
@@ -129,26 +139,6 @@ def _looks(scene: Scene, models: Mapping[str, Model], batch_size: int, chosen: S
                 found[name].append(view.look(images, labels[rows.start : rows.stop])[1].float().cpu())
             bar.update(len(rows))
     return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def _save_members(
-    run: Path,
-    scene: Scene,
-    maps: Mapping[str, Tensor],
-    ensembles: Mapping[str, Sequence[str]],
-    chosen: Sequence[int],
-) -> None:
-    names = dict.fromkeys(name for key in reversed(list(ensembles)) for name in ensembles[key])
-    _save_maps(
-        run,
-        scene,
-        {name: maps[name][chosen] for name in names},
-        chosen,
-        name="members",
-        title="Where the members look",
-        caption="Attention maps of the ensembles' members on test images (evenly spread over the test set, not "
-        "chosen). Each map is scaled by itself.",
-    )
 
 
 def _save_class_maps(
