@@ -17,9 +17,12 @@ def _run(folder: Path, accuracy: float, *, alpha: float = 0.5, models: int = 2) 
     folder.mkdir()
     measures = {
         "accuracy": accuracy,
-        **{"single_1_accuracy": 0.5, "single_2_accuracy": 0.25},
-        **{"probabilities_1_accuracy": 0.5, "probabilities_2_accuracy": accuracy},
-        **{"logits_1_accuracy": 0.5, "logits_2_accuracy": 0.75},
+        "single_1_accuracy": 0.5,
+        "single_2_accuracy": 0.25,
+        "probabilities_1_accuracy": 0.5,
+        "probabilities_2_accuracy": accuracy,
+        "logits_1_accuracy": 0.5,
+        "logits_2_accuracy": 0.75,
     }
     entries = [{"name": "model1", "measures": {"test": {"accuracy": 0.5}}}]
     entries.append({"name": "ensemble", "measures": {"test": measures, "val": {"accuracy": 0.1}}})

@@ -9,8 +9,8 @@ import job
 import pytest
 import torch
 from test_step import waiting_for_nothing
-from toy_training import ToyImages, centre, jitter, open_run, toy_config
 from torch import nn
+from toy_training import ToyImages, centre, jitter, open_run, toy_config
 
 from fgvc_ext import reference
 from fgvc_ext.data.loading import Samples
