@@ -95,7 +95,7 @@ def build_task(config: Config, classes: list[str], earlier: Results) -> Attentio
     method = config.method
     model = KnowledgeTransfer(config.model.build(), len(classes), head=method.head)
     model.classes, model.preprocessing = classes, config.model.preprocessing(config.data)
-    if earlier and not any(p.requires_grad for p in model.backbone.parameters()):
+    if method.alpha and method.models > 1 and not any(p.requires_grad for p in model.backbone.parameters()):
         groups = ", ".join(model.backbone.groups())
         raise ValueError(
             f"--model.frozen-until: expected a group before the last of {groups}: the orthogonal loss moves the map of "
