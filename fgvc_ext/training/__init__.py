@@ -1,5 +1,6 @@
 """What the drivers share: an engine for stages that build on each other, with exact resume."""
 
+from fgvc_ext.training.attention_transfer import AttentionTransfer
 from fgvc_ext.training.checkpoints import CheckpointCorrupt
 from fgvc_ext.training.classification import Classification
 from fgvc_ext.training.config import (
@@ -23,6 +24,7 @@ from fgvc_ext.training.trainer import NonFiniteLoss
 __all__ = [
     "EXIT_PREEMPTED",
     "Artefact",
+    "AttentionTransfer",
     "CheckpointCorrupt",
     "Classification",
     "ConfigMismatch",
