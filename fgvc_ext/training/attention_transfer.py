@@ -68,6 +68,6 @@ class AttentionTransfer(Classification):
 
     def _relative(self, cross_entropy: Tensor, shared: Tensor, n: int) -> Tensor:
         """α · CE / L_or of the global batch; `n` samples are this process' own."""
-        own = torch.stack([cross_entropy.detach(), shared.detach().to(cross_entropy.dtype)])
+        own = torch.stack([cross_entropy, shared.to(cross_entropy.dtype)])
         both = sum_over_processes(own * n if n else torch.zeros_like(own))  # the mean of nothing is NaN
         return torch.where(both[1] == 0, 0.0, self.alpha * both[0] / both[1])

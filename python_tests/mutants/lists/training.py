@@ -307,9 +307,13 @@ MUTANTS = [
             "torch.where(both[1] == 0, 0.0, self.alpha",
             "torch.where(both[1] < 0, 0.0, self.alpha",
         ),
-        Mutant("transfer-factor-with-gradient", "cross_entropy.detach(), shared.detach()", "cross_entropy, shared"),
         Mutant("transfer-logs-a-mean", "shared.detach() * answer", "shared.detach() * 1 or answer"),
         Mutant("transfer-accumulated", 'bool(teachers) and balance == "relative"', "False"),
+        tests=("python_tests/training/test_attention_transfer.py",),
+    ),
+    *of(
+        "fgvc_ext/training/distributed.py",
+        Mutant("training-sum-with-gradient", "total = values.detach()", "total = values"),
         tests=("python_tests/training/test_attention_transfer.py",),
     ),
     *of(
