@@ -142,18 +142,8 @@ def stages(config: Config, datasets: Datasets) -> list[Stage | Artefact]:
         )
 
     models = {name: n for members in reversed(ensembles(method).values()) for n, name in enumerate(members, start=1)}
-    together = [
-        ensemble_artefact(
-            name,
-            members,
-            evaluations,
-            config.engine,
-            average=method.average,
-            epoch=method.teacher,
-            config={"data": config.data},
-        )
-        for name, members in ensembles(method).items()
-    ]
+    how = partial(ensemble_artefact, average=method.average, epoch=method.teacher, config={"data": config.data})
+    together = [how(name, of, evaluations, config.engine) for name, of in ensembles(method).items()]
     return [*(model_stage(name, n) for name, n in models.items()), *together]
 
 
