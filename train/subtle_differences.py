@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fgvc_ext.data.pipeline import DataConfig, Datasets, evaluation_samples, five_crop_samples, training_samples
-from fgvc_ext.explain.comparison import ModelView
+from fgvc_ext.explain import ModelView, view_of
 from fgvc_ext.models import SubtleDifferences
 from fgvc_ext.models.config import ModelConfig
 from fgvc_ext.models.subtle_differences import suppression_for
@@ -152,18 +152,16 @@ def stages(config: Config, datasets: Datasets) -> list[Stage]:
     ]
 
 
-def view(model: SubtleDifferences) -> ModelView:
-    """A trained network as the report sees it: functions of images on the CPU."""
-    device = next(model.parameters()).device
+def view(model: SubtleDifferences) -> ModelView | None:
+    """A trained network as the report sees it, with what its block would hide."""
+    device, seen = next(model.parameters()).device, view_of(model)
+    if seen is None or model.diversification is None:
+        return seen
 
     def masks(images: Tensor, seed: Tensor) -> Tensor:
         return model.suppression_mask(images.to(device), seed.to(device))
 
-    return ModelView(
-        maps=lambda images: model.class_activation_maps(images.to(device)),
-        features=lambda images: model.backbone(images.to(device)).mean((2, 3)),
-        masks=masks if model.diversification is not None else None,
-    )
+    return dataclasses.replace(seen, masks=masks)
 
 
 DRIVER = Driver("Subtle differences", PRESETS, stages, view)

@@ -48,6 +48,23 @@ def class_activation_maps(
     return torch.cat(chosen)
 
 
+def grad_cam(features: Tensor, scores_of: Callable[[Tensor], Tensor], classes: Tensor) -> Tensor:
+    """Grad-CAM [N,h,w] of features [N,D,h,w] for each sample's class in `classes` (int64 [N]).
+
+    The positive part of Σ_d w_d F_d, with w_d the mean over the positions of the gradient of the class's score
+    (R. R. Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV
+    2017, eq. 1 and 2). For networks whose class activation maps are not exact, such as those with maximum pooling.
+
+    Args:
+        scores_of: features → scores [N,C], each sample for itself (evaluation mode).
+    """
+    with torch.enable_grad():
+        features = features.detach().requires_grad_()
+        chosen = scores_of(features).gather(1, classes[:, None])
+        (gradient,) = torch.autograd.grad(chosen.sum(), features)
+    return (gradient.mean((2, 3), keepdim=True) * features.detach()).sum(1).clamp(min=0)
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean and standard deviation of the values that exist, and how many those are."""
@@ -144,6 +161,39 @@ def part_hits(maps: Tensor, parts: Tensor, image_size: ImageSize, top: int = 3, 
     touched = torch.zeros(len(maps), parts.shape[1], dtype=torch.int64)
     touched.scatter_add_(1, part, (valid & (nearest <= reach)).long())
     return (touched > 0).sum(1)
+
+
+def share_by_part(
+    maps: Tensor, parts: Tensor, boxes: Tensor, image_size: ImageSize, *, points: int = 64, batch: int = 64
+) -> Tensor:
+    """How much of each map's positive activation [N,h,w] lies on which part: float64 [N,P+1], rows that add up to 1.
+
+    Every point of the object's box belongs to the visible part that is nearest to it; the last column is what lies
+    outside the box. `parts` [N,P,3] and `boxes` [N,4] are as of `part_hits` and `share_in_box`. The image is looked at
+    in at least `points` × `points` points. NaN without positive activation, a visible part, or a whole box.
+    """
+    evidence = _evidence(maps, "share_by_part")
+    count, h, w = evidence.shape
+    if parts.ndim != 3 or parts.shape[0] != count or parts.shape[1] == 0 or parts.shape[2] != 3:
+        raise ValueError(f"share_by_part: parts: expected [{count},P,3] (x, y, visible), got {list(parts.shape)}")
+    if tuple(boxes.shape) != (count, 4):
+        raise ValueError(f"share_by_part: boxes: expected [{count},4] xyxy, got {list(boxes.shape)}")
+    height, width = _height_width(image_size)
+    finer = -(-points // min(h, w))  # a cell is so many points wide and high
+    y, x = ((torch.arange(n * finer) + 0.5) * side / (n * finer) for n, side in ((h, height), (w, width)))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+    parts, boxes = parts.detach().cpu().float(), boxes.detach().cpu().float()
+    found = torch.zeros(count, parts.shape[1] + 1, dtype=torch.float64)
+    for first in range(0, count, batch):
+        rows = slice(first, first + batch)
+        weight = evidence[rows].repeat_interleave(finer, 1).repeat_interleave(finer, 2).flatten(1)
+        far = torch.cdist(grid.expand(len(weight), -1, -1), parts[rows, :, :2].nan_to_num())
+        owner = far.masked_fill(parts[rows, None, :, 2] <= 0, torch.inf).argmin(-1)
+        low, high = boxes[rows, None, :2], boxes[rows, None, 2:]
+        inside = ((grid >= low) & (grid < high)).all(-1)
+        found[rows].scatter_add_(1, torch.where(inside, owner, parts.shape[1]), weight)
+    unknown = (parts[:, :, 2] <= 0).all(1) | boxes.isnan().any(1)
+    return found.div(found.sum(1, keepdim=True)).masked_fill(unknown[:, None], torch.nan)
 
 
 def _evidence(maps: Tensor, function: str) -> Tensor:

@@ -29,28 +29,18 @@ from fgvc_ext.explain.embeddings import embedding_figure
 from fgvc_ext.explain.figures import PairExample, cam_comparison, confusion_figure, pairs_figure
 from fgvc_ext.explain.palette import percent
 from fgvc_ext.explain.scene import Scene
+from fgvc_ext.explain.view import ModelView
 
 if TYPE_CHECKING:
     from fgvc_ext.data.dataset import ImageDataset
 
 MEASURES = (
-    "Maps of the true class over all test images, mean ± standard deviation. Measured is what rises above each map's "
-    "own minimum: which class wins says nothing about the maps' zero level, and models differ in it. Share in box: how "
-    "much of that lies in the object's box (even attention: the box's share of the image). Area used: how widely it "
-    "spreads, exp(entropy) as a share of the cells. Parts touched: true parts under the three strongest peaks."
+    "Maps of the true class (of a model with one map for all classes, that one) over all test images, mean ± standard "
+    "deviation. Measured is what rises above each map's own minimum: which class wins says nothing about the maps' "
+    "zero level, and models differ in it. Share in box: how much of that lies in the object's box (even attention: the "
+    "box's share of the image). Area used: how widely it spreads, exp(entropy) as a share of the cells. Parts touched: "
+    "true parts under the three strongest peaks."
 )
-
-
-@dataclass(frozen=True)
-class ModelView:
-    """A trained model in evaluation mode, as functions of prepared images [n,3,crop,crop] on the CPU."""
-
-    maps: Callable[[Tensor], Tensor]
-    """Images → maps [n,C,h,w] of all classes; their spatial means are the scores."""
-    features: Callable[[Tensor], Tensor] | None = None
-    """Images → pooled features [n,D], for the scatter of confusable classes."""
-    masks: Callable[[Tensor, Tensor], Tensor] | None = None
-    """Images and seeds int64 [n] → the mask bool [n,C,h,w] that the block would draw for them in a training step."""
 
 
 @dataclass
@@ -125,10 +115,9 @@ def _ask(
         for rows, images in scene.batches(batch_size, chosen):
             true = labels[rows.start : rows.stop]
             for name, model in models.items():
-                maps = model.maps(images).float().cpu()
+                scores, maps = (answer.float().cpu() for answer in model.look(images, true))
                 features = None if model.features is None else model.features(images).float().cpu()
-                predicted = maps.mean((2, 3)).argmax(1)
-                gathered[name].append((_above_minimum(maps[torch.arange(len(true)), true]), predicted, features))
+                gathered[name].append((_above_minimum(maps), scores.argmax(1), features))
             bar.update(len(true))
     return {name: _joined(parts) for name, parts in gathered.items()}
 

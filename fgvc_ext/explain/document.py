@@ -6,11 +6,12 @@ It loads nothing from elsewhere, runs no script, and reads well on light and dar
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -222,10 +223,31 @@ def save_figure(run: Path, name: str, figure: Figure, *, title: str, caption: st
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     path.write_bytes(png(figure))
-    captions = read_json(folder / "captions.json")
-    captions[path.name] = {"title": title, "caption": caption}
-    (folder / "captions.json").write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")
+    _caption(path, title, caption)
     return path
+
+
+def save_table(run: Path, name: str, rows: Sequence[Mapping[str, object]], *, title: str, caption: str) -> Path:
+    """Keeps a table for the report: `tables/<name>.csv`, its title and caption in `tables/captions.json`.
+
+    Its columns are those of the first row. The report shows the tables in the order in which they were first saved,
+    before the figures; saving a name again replaces it.
+    """
+    path = Path(run) / "tables" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    _caption(path, title, caption)
+    return path
+
+
+def _caption(path: Path, title: str, caption: str) -> None:
+    captions = read_json(path.with_name("captions.json"))
+    captions[path.name] = {"title": title, "caption": caption}
+    text = json.dumps(captions, indent=2) + "\n"
+    path.with_name("captions.json").write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

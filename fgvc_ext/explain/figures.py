@@ -147,6 +147,32 @@ def confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def share_figure(panels: Mapping[str, tuple[Tensor, Sequence[str], Sequence[str]]], label: str) -> Figure:
+    """Tables of shares as colours with their numbers, side by side.
+
+    `panels`: title → values [R,K] from 0 to 1, names of the R rows, names of the K columns; NaN is an empty field.
+    `label` says what the numbers are. All panels share one scale of colours.
+    """
+    highest = max(values.nan_to_num(nan=0.0).max().item() for values, _, _ in panels.values())
+    tallest = max(len(rows) for _, rows, _ in panels.values())
+    ratios = [len(columns) + 1.5 for _, _, columns in panels.values()]
+    with drawing(WIDTH, 1.3 + 0.32 * tallest) as figure:
+        grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=ratios)[0]
+        for axes, (title, (values, rows, columns)) in zip(grid, panels.items(), strict=True):
+            axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=max(highest, 1e-9), aspect="auto")
+            axes.set_title(title)
+            axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+            axes.set_yticks(range(len(rows)), rows)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            for row, column in (~values.isnan()).nonzero().tolist():
+                value = values[row, column].item()
+                colour = "white" if value > 0.6 * highest else INK
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
+        figure.supxlabel(label, fontsize=8.5, color=QUIET)
+    return figure
+
+
 def curves_figure(rows: Sequence[Mapping[str, object]], measures: Mapping[str, str] | None = None) -> Figure:
     """The main measure of every stage over epochs (Figure 5 of the paper), the learning rate below.
 

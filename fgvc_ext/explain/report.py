@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_ext.explain.comparison import MEASURES
-from fgvc_ext.explain.document import Report, Section, png, read_json, save_figure
+from fgvc_ext.explain.document import Report, Section, png, read_json, save_figure, save_table
 from fgvc_ext.explain.figures import curves_figure
 from fgvc_ext.explain.palette import percent
 
-__all__ = ["Report", "Section", "read_rows", "save_figure", "write_run_report"]
+__all__ = ["Report", "Section", "read_rows", "save_figure", "save_table", "write_run_report"]
 
 _KINDS = {
     "last": "last",
@@ -36,9 +36,9 @@ _BEST_ON_TEST = (
 def write_run_report(run: Path, sections: Sequence[Section] = ()) -> Path:
     """Makes `curves.png` and `report.html` from what a run folder holds, and returns the report's path.
 
-    Reads `run.json`, `config.json`, `metrics.csv`, and what `explain_models` writes: `measures.csv`, `confusions.csv`
-    and `figures/*.png` with `captions.json`. A missing, empty or damaged one is left out. `sections` follow the
-    curves, in their order, before the figures.
+    Reads `run.json`, `config.json`, `metrics.csv`, what `explain_models` writes (`measures.csv`, `confusions.csv`), and
+    `tables/*.csv` and `figures/*.png` with their `captions.json`. A missing, empty or damaged one is left out.
+    `sections` follow the curves, in their order, before the tables and figures.
     """
     run = Path(run)
     if not run.is_dir():
@@ -55,6 +55,7 @@ def write_run_report(run: Path, sections: Sequence[Section] = ()) -> Path:
     for section in sections:
         report.add(section)
     _measures(report.section("Where the models look, measured"), read_rows(run / "measures.csv"))
+    _tables(report, run / "tables")
     _figures(report, run / "figures")
     _confusions(report.section("Most confused classes"), read_rows(run / "confusions.csv"))
     _reproduce(report.section("How to reproduce"), facts)
@@ -117,8 +118,9 @@ def _headline(report: Report, facts: Mapping[str, Any]) -> None:
     if finished:
         stage, measure = finished[-1], _main_measure(finished[-1])
         name = f" of “{stage['name']}”" if stage.get("name") and len(_stages(facts)) > 1 else ""
+        epoch = ", last epoch" if "epoch" in stage else ""  # an artefact has none
         crop = ", single crop" if measure == "accuracy" else ""
-        report.headline(_shown(measure, _value(stage, "last")) or "–", f"test {measure}{name}, last epoch{crop}")
+        report.headline(_shown(measure, _value(stage, "last")) or "–", f"test {measure}{name}{epoch}{crop}")
         if (five := _value(stage, "five_crop")) is not None:
             report.headline(_shown(measure, five) or "–", "the same with five crops")
     data = _group(facts, "data")
@@ -202,6 +204,14 @@ def _curves(section: Section, run: Path, rows: Sequence[Mapping[str, str]]) -> N
 def _measures(section: Section, rows: Sequence[Mapping[str, str]]) -> None:
     if rows:
         section.table(list(rows[0]), [list(row.values()) for row in rows], caption=MEASURES)
+
+
+def _tables(report: Report, folder: Path) -> None:
+    for name, entry in read_json(folder / "captions.json").items():
+        rows = read_rows(folder / Path(name).name)
+        if rows and isinstance(entry, dict):
+            section = report.section(str(entry.get("title")))
+            section.table(list(rows[0]), [list(row.values()) for row in rows], caption=str(entry.get("caption", "")))
 
 
 def _figures(report: Report, folder: Path) -> None:

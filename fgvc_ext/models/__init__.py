@@ -2,6 +2,8 @@
 
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import available_backbones, backbone_preprocessing, build_backbone
+from fgvc_ext.models.ensemble import Ensemble
+from fgvc_ext.models.knowledge_transfer import KnowledgeTransfer
 from fgvc_ext.models.model import Explanation, Model, Prediction, load, save
 from fgvc_ext.models.pretrained import LoadReport, load_weights
 from fgvc_ext.models.subtle_differences import SubtleDifferences
@@ -9,7 +11,9 @@ from fgvc_ext.models.weights_file import WeightsFileError
 
 __all__ = [
     "Backbone",
+    "Ensemble",
     "Explanation",
+    "KnowledgeTransfer",
     "LoadReport",
     "Model",
     "Prediction",

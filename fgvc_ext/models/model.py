@@ -25,11 +25,15 @@ class Explanation:
 
     Attributes:
         maps: name → maps [N,K,h,w].
+            Maps and boxes lie in the frame of the images that the model was given. The first map is the one that is
+            shown: of K classes that of the image's class, of K = 1 this one.
         boxes: name → boxes [N,M,4], xyxy in pixels of the images that the model was given.
+        scores: [N,C], those of `forward`, where the model has them at hand: scores and what they rest on in one call.
     """
 
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     boxes: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class Model(nn.Module):
 
     Attributes:
         method: its name in weights files.
+        is_classifier: False for a part of a pipeline whose `forward` gives no scores, such as a localisation module.
         classes: names of the classes; empty until a training sets them.
         preprocessing: from an image file to what `forward` takes.
     """
 
     method: ClassVar[str]
+    is_classifier: ClassVar[bool] = True
     classes: list[str]
     preprocessing: Preprocessing
 
@@ -141,13 +147,21 @@ def backbone_groups(backbone: Backbone) -> dict[str, list[nn.Parameter]]:
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """The metadata from which `load` builds a model again."""
+    """The metadata from which `load` builds a model again, as JSON."""
     return {
         "method": model.method,
         "settings": model.settings(),
         "classes": list(model.classes),
         "preprocessing": model.preprocessing.options(),
     }
+
+
+def from_description(description: Mapping[str, Any]) -> Model:
+    """The model that `describe` has described, with initial weights."""
+    model = _METHODS[description["method"]].from_settings(description["settings"])
+    model.classes = [str(name) for name in description["classes"]]
+    model.preprocessing = Preprocessing.from_json(description["preprocessing"])
+    return model
 
 
 def save(model: Model, file: str | Path) -> str:
@@ -167,10 +181,8 @@ def load(file: str | Path, device: str | torch.device = "cpu") -> Model:
         raise WeightsFileError(f"weights {file}: expected a model of {', '.join(sorted(_METHODS))}, got {method!r}")
     try:
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: no draw shall be seen
-            model = _METHODS[method].from_settings(metadata["settings"])
+            model = from_description(metadata)
         model.load_state_dict(state)
-        model.classes = [str(name) for name in metadata["classes"]]
-        model.preprocessing = Preprocessing.from_json(metadata["preprocessing"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsFileError(f"weights {file}: {method}: {type(error).__name__}: {error}") from error
     return model.eval().to(device)

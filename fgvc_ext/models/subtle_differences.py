@@ -81,7 +81,8 @@ class SubtleDifferences(Model, method="subtle_differences"):
 
     def explain(self, images: Tensor) -> Explanation:
         """The class activation maps [N,C,h,w]; their spatial means are the scores."""
-        return Explanation(maps={"class activation": self.class_activation_maps(images)})
+        maps = self.class_activation_maps(images)
+        return Explanation(maps={"class activation": maps}, scores=maps.mean(dim=(2, 3)))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The backbone's groups, then "classifier"."""

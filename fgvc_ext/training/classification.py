@@ -42,12 +42,15 @@ class Classification(Task):
         self._begun = epoch >= self.from_epoch
 
     def step(self, batch: Batch) -> dict[str, Any]:
-        scores = self.model(batch["image"], batch["seed"])
-        loss = self.loss(scores, batch["label"])
+        return self.answer(self.model(batch["image"], batch["seed"]), batch["label"])
+
+    def answer(self, scores: Tensor, label: Tensor) -> dict[str, Any]:
+        """What a training step returns that has these scores [N,C] and labels [N]."""
+        loss = self.loss(scores, label)
         for idle in self.losses.values():  # its parameters have a gradient, zero: every step trains the same ones
             if idle is not self.loss:
                 loss = loss + sum(0.0 * p.sum() for p in idle.parameters() if p.requires_grad)
-        correct = (scores.detach().argmax(1) == batch["label"]).sum()
+        correct = (scores.detach().argmax(1) == label).sum()
         return {"loss": loss, "logs": {"correct": correct}, "n": len(scores)}
 
     def frozen_part(self) -> Backbone | None:
@@ -65,7 +68,10 @@ class Classification(Task):
         return torch.stack([self.model(crop) for crop in images.unbind(1)]).mean(0)
 
     def eval_step(self, batch: Batch) -> dict[str, Tensor]:
-        scores, label = self.scores(batch["image"]), batch["label"]
+        return self.sums(self.scores(batch["image"]), batch["label"])
+
+    def sums(self, scores: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The sums of an evaluation's batch with these scores [N,C] and labels [N]."""
         predicted, classes = scores.argmax(1), scores.shape[1]
         confusion = torch.bincount(label * classes + predicted, minlength=classes**2)
         return {

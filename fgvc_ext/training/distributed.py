@@ -298,6 +298,15 @@ def all_true(flag: Tensor) -> Tensor:
     return value.bool()
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of the values (a constant, on the device of the training) over all processes; no host waits for it."""
+    total = values.detach()
+    if _several():
+        total = total.clone()
+        dist.all_reduce(total)
+    return total
+
+
 def share_buffers(module: nn.Module) -> None:
     """Give every process the main one's buffers, such as the running means of BatchNorm, each of its own shards."""
     if not _several():

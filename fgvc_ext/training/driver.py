@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import tyro
 
 from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import Datasets, load_datasets
+from fgvc_ext.explain.view import ModelView, view_of
 from fgvc_ext.models import Model, load
 from fgvc_ext.training import distributed
 from fgvc_ext.training.config import RunConfig, check_limits, digest, load_config
@@ -34,9 +35,6 @@ from fgvc_ext.training.run_folder import RunFolder, read_run
 from fgvc_ext.training.stages import Artefact, Result, Results, Stage, check_names, run_stages
 from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted, StopRequest
 
-if TYPE_CHECKING:  # it needs matplotlib, and only a report does
-    from fgvc_ext.explain.comparison import ModelView
-
 Config = TypeVar("Config", bound=RunConfig)
 EXIT_INTERRUPTED = 130
 """Exit code of a run that a second Ctrl-C has ended at once: what a shell reports of SIGINT."""
@@ -50,14 +48,15 @@ class Driver(Generic[Config]):
         title: heading of report and help.
         presets: name → (one line for the help, configuration); all of one class derived from `RunConfig`.
         stages: configuration and data → stages and artefacts in their order.
-        view: a trained model → what the report shows of it; None: no pictures of models.
+        view: a trained model → what the report shows of it: a model for which it returns None is not shown. By default
+            what the model itself explains; None: no pictures of models.
         figures: draws a paper's own figures into the run folder (`explain.document.save_figure`), before the report.
     """
 
     title: str
     presets: Mapping[str, tuple[str, Config]]
     stages: Callable[[Config, Datasets], Sequence[Stage | Artefact]]
-    view: Callable[[Any], ModelView] | None = None
+    view: Callable[[Any], ModelView | None] | None = view_of
     figures: Callable[[Config, Datasets, Results], None] | None = None
 
     def main(self, arguments: Sequence[str] | None = None, program: Sequence[str] | None = None) -> int:
@@ -169,12 +168,14 @@ class Driver(Generic[Config]):
         from fgvc_ext.explain.report import write_run_report
 
         models = _models(results, choose_device(config.engine.device)) if self.view is not None else {}
-        if models and self.view is not None:
-            prepare = next(reversed(models.values())).preprocessing
+        found = {name: self.view(model) for name, model in models.items()} if self.view is not None else {}
+        views = {name: view for name, view in found.items() if view is not None}
+        if views:
+            prepare = models[next(reversed(views))].preprocessing
             explain_models(
                 config.out,
                 datasets.test,
-                {name: self.view(model) for name, model in models.items()},
+                views,
                 prepare=prepare.transform(),
                 frame=CentreCrop(prepare.resize, prepare.crop),
                 seed=config.seed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,6 +77,36 @@ def measured(task: Task, sums: Mapping[str, Tensor]) -> dict[str, float]:
     found = dict(task.measures(watched))
     rest = {name: value for name, value in means(sums).items() if name not in watched.seen and name not in found}
     return {**found, **rest}
+
+
+def reported(last: Mapping[str, Mapping[str, float]], between: Collection[str]) -> dict[str, Any]:
+    """What run.json says of the last evaluations: the headline's value in each, and all measures.
+
+    Args:
+        last: evaluation → measures, the first of which is the headline.
+        between: the evaluations that earlier epochs had too; the others are of the end alone, such as five crops.
+    """
+    headline = next((next(iter(values)) for values in last.values() if values), None)
+    if headline is None:
+        return {}
+    values = {name: measures[headline] for name, measures in last.items() if headline in measures}
+    main = "test" if "test" in values else next(iter(values))
+    found = {"last": values.pop(main)} | {f"last_{n}" if n in between else n: value for n, value in values.items()}
+    return {"headline": headline, headline: found, "measures": last}
+
+
+def evaluate_samples(task: Task, samples: Samples, engine: EngineConfig) -> dict[str, float]:
+    """The task's measures over all samples, each evaluated once by one of the processes: an evaluation without a
+    training, as of an `Artefact`. The task is moved to the engine's device, and stays there."""
+    device, layout = choose_device(engine.device), engine.channels_last
+    task.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
+    batch_size, workers = max(1, engine.eval_batch_size // samples.crops), worker_count(engine)
+    loader = evaluation_loader(samples, distributed.own_rows(len(samples)), batch_size, workers=workers)
+    move = partial(to_device, device=device, normalise=samples.normalise, channels_last=layout)
+    try:
+        return measured(task, evaluate(task, loader, move))
+    finally:
+        loader.close()
 
 
 def map_samples(

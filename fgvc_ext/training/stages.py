@@ -27,7 +27,8 @@ from fgvc_ext.training import distributed
 from fgvc_ext.training.checkpoints import load_checkpoint, stage_of
 from fgvc_ext.training.config import ConfigMismatch, EngineConfig, OptimConfig, Precision, defaults, identity
 from fgvc_ext.training.continuation import EPOCHS, is_moved, refusals, stage_hash
-from fgvc_ext.training.device import choose_device, choose_precision, hint_of_bf16
+from fgvc_ext.training.device import choose_device, choose_precision, configure_backends, hint_of_bf16
+from fgvc_ext.training.evaluation import reported
 from fgvc_ext.training.random_state import seed_everything
 from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.sampling import derive_seed
@@ -44,6 +45,11 @@ class Result(NamedTuple):
 
     path: Path
     sha256: str
+
+    @property
+    def best(self) -> Path:
+        """The weights of a stage's best epoch on validation images; there are none without such images."""
+        return self.path.with_name(f"{self.path.stem}.best.safetensors")
 
 
 Results = Mapping[str, Result]
@@ -106,6 +112,8 @@ class Artefact:
         make: results → tensors by name (`artefacts/<name>.safetensors`), a model of `fgvc_ext.models`
             (`weights/<name>.safetensors`), or bytes (`artefacts/<name><suffix>`). Called in every process, with all
             generators seeded from `seed`: `evaluation.map_samples` gives each its share. The main process writes.
+        measures: what was made → evaluation → measures, as {"test": {"accuracy": …}}, for run.json and the report; the
+            first is the headline. Called in every process (`evaluation.evaluate_samples`).
         suffix: of the file that bytes are written to.
     """
 
@@ -115,6 +123,7 @@ class Artefact:
     config: Mapping[str, Any] | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    measures: Callable[[Any], Mapping[str, Mapping[str, float]]] = field(default=lambda made: {})
     suffix: str = ".bin"
 
 
@@ -316,10 +325,12 @@ def _do(stage: Stage | Artefact, earlier: Results, run: RunFolder, engine: Engin
         Trainer(stage.training(earlier, config_hash), run, engine, stop).fit()
         return
     with stop.at_once(f"artefact {stage.name}"):
+        configure_backends(engine)
         seed_everything(derive_seed(stage.seed, f"artefact {stage.name}"))
         made = stage.make(earlier)
+        found = stage.measures(made)
         outputs = distributed.on_main(_write, stage, made, run, config_hash)
-    run.update_entry(stage.name, status="done", outputs=outputs)
+    run.update_entry(stage.name, status="done", outputs=outputs, **reported(found, found))
 
 
 def _clear(name: str, run: RunFolder) -> None:

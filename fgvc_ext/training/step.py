@@ -158,7 +158,7 @@ class TrainingStep:
         whole = [name for name, module in self.task.named_modules() if getattr(module, "whole_batch", False)]
         if self.optim.accumulate > 1 and whole:
             raise ValueError(
-                f"optim.accumulate: expected 1, got {self.optim.accumulate}: {whole[0]} "
+                f"optim.accumulate: expected 1, got {self.optim.accumulate}: {whole[0] or 'the task'} "
                 f"({type(self.task.get_submodule(whole[0])).__name__}) is a loss of the whole batch, not of its parts"
             )
 

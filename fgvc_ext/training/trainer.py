@@ -19,7 +19,7 @@ from fgvc_ext.training.checkpoints import load_checkpoint
 from fgvc_ext.training.config import ConfigMismatch, EngineConfig
 from fgvc_ext.training.cpu_memory import keep_freed_memory
 from fgvc_ext.training.device import choose_device, configure_backends, worker_count
-from fgvc_ext.training.evaluation import add_sums, evaluate, measured
+from fgvc_ext.training.evaluation import add_sums, evaluate, measured, reported
 from fgvc_ext.training.features import with_cached_features
 from fgvc_ext.training.health import Findings
 from fgvc_ext.training.position import Position
@@ -263,15 +263,12 @@ class Trainer:
 
     def _results(self) -> dict[str, Any]:
         """What run.json says: the headline's value by evaluation, its best ones, and all measures."""
-        headline = self._headline()
-        if headline is None:
-            return {}
-        last = {name: values[headline] for name, values in self.at.last.items() if headline in values}
-        main = "test" if "test" in last else next(iter(last))
-        found = {"last": last.pop(main)}
-        found |= {f"last_{name}" if name in self.training.evaluations else name: v for name, v in last.items()}
-        found |= {f"best_{name}": entry[headline] for name, entry in self.at.best.items() if headline in entry}
-        return {"headline": headline, headline: found, "best": self.at.best, "measures": self.at.last}
+        found = reported(self.at.last, self.training.evaluations)
+        if found:
+            headline = found["headline"]
+            best = {f"best_{name}": entry[headline] for name, entry in self.at.best.items() if headline in entry}
+            found |= {headline: {**found[headline], **best}, "best": self.at.best}
+        return found
 
     def _finish(self) -> None:
         """Write the weights, and the mark that the stage is done."""

@@ -9,8 +9,10 @@ from torch import nn
 from fgvc_ext.explain.cam import (
     class_activation_maps,
     effective_area,
+    grad_cam,
     local_maxima,
     part_hits,
+    share_by_part,
     share_in_box,
     summarise,
 )
@@ -141,3 +143,54 @@ def test_part_hits_without_parts_or_evidence():
 def test_maps_of_all_classes_are_refused(measure):
     with pytest.raises(ValueError, match=r"expected \[N,h,w\].*\[2, 5, 3, 3\]"):
         measure(torch.zeros(2, 5, 3, 3))
+
+
+# ------------------------------------------------------------------ Grad-CAM
+
+
+def test_grad_cam_of_a_linear_head_is_the_positive_part_of_its_class_activation_map():
+    generator = torch.Generator().manual_seed(0)
+    features, weight = torch.randn(4, 6, 3, 5, generator=generator), torch.randn(2, 6, generator=generator)
+    classes = torch.tensor([0, 1, 1, 0])
+    with torch.no_grad():  # as a report does
+        found = grad_cam(features, lambda f: f.mean((2, 3)) @ weight.T, classes)
+    exact = torch.einsum("ndhw,nd->nhw", features, weight[classes]) / 15
+    torch.testing.assert_close(found, exact.clamp(min=0))
+    assert not found.requires_grad
+
+
+def test_grad_cam_of_maximum_pooling_is_by_hand():
+    """The gradient of a maximum is 1 at its place, so a channel weighs w / (h·w)."""
+    features = torch.tensor([[[[1.0, 4.0]], [[6.0, 2.0]]]])
+    weight = torch.tensor([[3.0, -1.0], [-1.0, 1.0]])
+    found = grad_cam(features, lambda f: f.amax((2, 3)) @ weight.T, torch.tensor([0]))
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 5.0]]]))  # (3·1 − 6) / 2 < 0, (3·4 − 2) / 2
+
+
+# ------------------------------------------------------------------ parts
+
+
+def test_every_point_of_the_box_belongs_to_its_nearest_visible_part():
+    """An image of 40 × 20: the box is its left 30 columns; parts at 5 and 25 meet at 15, a third is not visible."""
+    parts = torch.tensor([[[5.0, 10.0, 1.0], [25.0, 10.0, 1.0], [15.0, 10.0, 0.0]]])
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 20.0]])
+    even = share_by_part(torch.ones(1, 2, 4), parts, boxes, (20, 40))
+    torch.testing.assert_close(even, torch.tensor([[0.375, 0.375, 0.0, 0.25]], dtype=torch.float64))
+    maps = torch.tensor([[[4.0, 0.0, 0.0, 2.0], [0.0, 2.0, -9.0, 0.0]]])  # cells of 10: the second is cut at 15
+    found = share_by_part(maps, parts, boxes, (20, 40))
+    torch.testing.assert_close(found, torch.tensor([[5 / 8, 1 / 8, 0.0, 2 / 8]], dtype=torch.float64))
+
+
+def test_without_evidence_part_or_box_there_is_no_share():
+    parts, boxes = torch.ones(4, 2, 3), torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(4, 1)
+    maps = torch.ones(4, 2, 2)
+    maps[0], parts[1, :, 2], boxes[2, 3] = 0, 0, torch.nan
+    parts[3, 0] = torch.nan  # an invisible part may have no place
+    parts[3, 0, 2] = 0
+    found = share_by_part(maps, parts, boxes, 8, batch=3)
+    assert found[:3].isnan().all()
+    assert found[3].tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"parts: expected \[4,P,3\]"):
+        share_by_part(maps, parts[:, :0], boxes, 8)
+    with pytest.raises(ValueError, match=r"boxes: expected \[4,4\]"):
+        share_by_part(maps, parts, boxes[:2], 8)

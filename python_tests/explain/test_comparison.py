@@ -10,8 +10,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from fgvc_ext.data import BrokenImageError
-from fgvc_ext.explain import comparison
-from fgvc_ext.explain.comparison import MEASURES, ModelView, explain_models
+from fgvc_ext.explain import ModelView, comparison
+from fgvc_ext.explain.comparison import MEASURES, explain_models
 from fgvc_ext.explain.crop import CentreCrop
 from fgvc_ext.explain.document import read_json
 from fgvc_ext.explain.figures import PairExample, cam_comparison, pairs_figure
@@ -59,6 +59,16 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([left, right, torch.zeros_like(left)], 1)
 
 
+def seen(maps_of, **rest) -> ModelView:
+    """A model whose scores are the means of its classes' maps."""
+
+    def look(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = maps_of(images)
+        return maps.mean((2, 3)), maps[torch.arange(len(maps)), labels]
+
+    return ModelView(look, **rest)
+
+
 def swapped(images: torch.Tensor) -> torch.Tensor:
     """A model that takes left for right."""
     return brightness(images)[:, [1, 0, 2]]
@@ -72,8 +82,8 @@ def test_known_models_give_known_measures_confusions_and_figures(tmp_path):
         return brightness(images) > 0
 
     models = {
-        "right": ModelView(brightness, features=lambda images: brightness(images).mean((2, 3))),
-        "swapped": ModelView(lambda images: brightness(images)[:, [1, 0, 2]] + 0.0, masks=masks),
+        "right": seen(brightness, features=lambda images: brightness(images).mean((2, 3))),
+        "swapped": seen(lambda images: brightness(images)[:, [1, 0, 2]] + 0.0, masks=masks),
     }
     data = Squares()
     explain_models(tmp_path, data, models, prepare=prepare, frame=CentreCrop(48, 48), seed=100, rows=2, batch_size=3)
@@ -101,7 +111,7 @@ def test_a_confused_class_without_test_images(tmp_path):
         return brightness(images)[:, [2, 2, 0]] + brightness(images)[:, [2, 2, 1]]
 
     data = Squares(6)
-    explain_models(tmp_path, data, {"ours": ModelView(none)}, prepare=prepare, frame=CentreCrop(48, 48))
+    explain_models(tmp_path, data, {"ours": seen(none)}, prepare=prepare, frame=CentreCrop(48, 48))
     lines = (tmp_path / "confusions.csv").read_text().splitlines()
     assert lines[1:] == ["left,none,3,0,3,1.000000", "right,none,3,0,3,1.000000"]
     assert (tmp_path / "figures/confused_pairs.png").exists()
@@ -116,9 +126,7 @@ def test_every_image_is_decoded_once_but_for_the_examples_and_in_threads(tmp_pat
             threads.add(threading.current_thread())
             return data.load(row)
 
-    swapped = ModelView(
-        lambda images: brightness(images)[:, [1, 0, 2]], masks=lambda images, seed: brightness(images) > 0
-    )
+    swapped = seen(lambda images: brightness(images)[:, [1, 0, 2]], masks=lambda images, seed: brightness(images) > 0)
     models = {"first": swapped, "second": swapped}
     explain_models(tmp_path, Watched(20), models, prepare=prepare, frame=CentreCrop(48, 48), rows=4, batch_size=3)
     assert sorted(decoded) == list(range(20))
@@ -133,7 +141,7 @@ def test_a_broken_image_is_an_error(tmp_path):
             raise BrokenImageError(f"cannot decode image {row}")
 
     with pytest.raises(BrokenImageError, match="image 0"):
-        explain_models(tmp_path, Broken(), {"a": ModelView(brightness)}, prepare=prepare, frame=CentreCrop(48, 48))
+        explain_models(tmp_path, Broken(), {"a": seen(brightness)}, prepare=prepare, frame=CentreCrop(48, 48))
 
 
 def test_boxes_and_parts_are_placed_once_whatever_is_drawn(tmp_path, monkeypatch):
@@ -149,7 +157,7 @@ def test_boxes_and_parts_are_placed_once_whatever_is_drawn(tmp_path, monkeypatch
     monkeypatch.setattr(comparison, "cam_comparison", compare)
     data = Squares()
     before = data.parts.clone()
-    masked = ModelView(swapped, masks=lambda images, seed: brightness(images) > 0)
+    masked = seen(swapped, masks=lambda images, seed: brightness(images) > 0)
     explain_models(tmp_path, data, {"ours": masked}, prepare=prepare, frame=CentreCrop(48, 48), rows=8)
     assert torch.equal(data.parts, before)
     assert torch.equal(boxes[0], data.boxes - torch.tensor([8.0, 0.0, 8.0, 0.0]))
@@ -166,7 +174,7 @@ def test_an_example_shows_the_part_if_any_image_does(tmp_path, monkeypatch):
     data = Squares()
     data.parts[:, 0, 2] = 0
     data.parts[4, 0, 2] = 1
-    explain_models(tmp_path, data, {"ours": ModelView(swapped)}, prepare=prepare, frame=CentreCrop(48, 48))
+    explain_models(tmp_path, data, {"ours": seen(swapped)}, prepare=prepare, frame=CentreCrop(48, 48))
     (example,) = drawn
     assert (example.point_a, example.point_b) == ((8.0, 24.0), None)
 
@@ -200,14 +208,14 @@ def test_a_perfect_model_and_a_plain_data_set(tmp_path):
     data.boxes = None
     plain = {"labels": data.labels, "classes": data.classes, "boxes": None}
     bare = type("Bare", (), {**plain, "__len__": lambda self: 4, "load": lambda self, row: Squares(4).load(row)})()
-    explain_models(tmp_path, bare, {"ours": ModelView(brightness)}, prepare=prepare, frame=CentreCrop(48, 48))
+    explain_models(tmp_path, bare, {"ours": seen(brightness)}, prepare=prepare, frame=CentreCrop(48, 48))
     assert (tmp_path / "measures.csv").read_text().splitlines()[0] == "model,area used"
     assert (tmp_path / "confusions.csv").read_text().count("\n") == 1
     assert [file.name for file in (tmp_path / "figures").glob("*.png")] == ["activation_maps.png"]
 
 
 def test_no_images_is_an_error(tmp_path):
-    view = {"a": ModelView(brightness)}
+    view = {"a": seen(brightness)}
     with pytest.raises(ValueError, match="got 1 and 0"):
         explain_models(tmp_path, Squares(0), view, prepare=prepare, frame=CentreCrop(48, 48))
 
@@ -232,10 +240,10 @@ def test_crop_is_the_one_of_evaluation(height, width, resize, crop):
 
 def test_the_zero_level_of_a_models_maps_does_not_count(tmp_path):
     models = {
-        "here": ModelView(brightness),
-        "above": ModelView(lambda images: brightness(images) + 5),
-        "below": ModelView(lambda images: brightness(images) - 5),
-        "various": ModelView(lambda images: brightness(images) + torch.arange(len(images))[:, None, None, None]),
+        "here": seen(brightness),
+        "above": seen(lambda images: brightness(images) + 5),
+        "below": seen(lambda images: brightness(images) - 5),
+        "various": seen(lambda images: brightness(images) + torch.arange(len(images))[:, None, None, None]),
     }
     explain_models(tmp_path, Squares(), models, prepare=prepare, frame=CentreCrop(48, 48), rows=1)
     with (tmp_path / "measures.csv").open(newline="") as file:

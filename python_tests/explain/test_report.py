@@ -14,7 +14,7 @@ from PIL import Image
 from fgvc_ext.explain import document
 from fgvc_ext.explain.confusions import confused_pairs, write_confusions_csv
 from fgvc_ext.explain.figures import curves_figure
-from fgvc_ext.explain.report import Report, Section, read_rows, save_figure, write_run_report
+from fgvc_ext.explain.report import Report, Section, read_rows, save_figure, save_table, write_run_report
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
 METRICS = "stage,epoch,lr,train_loss,train_accuracy,test_accuracy,images_per_second\n"
@@ -75,8 +75,18 @@ def run(tmp_path):
         "seed": 3,
         "data": {"name": EVIL, "fingerprint": "f00d", "classes": 20, "train_images": 600, "test_images": 400},
         "stages": [
-            {"name": "plain", "status": "done", "accuracy": {"last": 0.5, "best_test": 0.625, "best_val": None}},
-            {"name": "ours", "status": "done", "accuracy": {"last": 0.71234, "best_test": 0.75, "five_crop": 0.73}},
+            {
+                "name": "plain",
+                "status": "done",
+                "epoch": 2,
+                "accuracy": {"last": 0.5, "best_test": 0.625, "best_val": None},
+            },
+            {
+                "name": "ours",
+                "status": "done",
+                "epoch": 2,
+                "accuracy": {"last": 0.71234, "best_test": 0.75, "five_crop": 0.73},
+            },
         ],
     }
     (folder / "run.json").write_text(json.dumps(facts))
@@ -175,6 +185,7 @@ def test_measures_of_any_task_are_shown(run):
         {
             "name": "localiser",
             "status": "done",
+            "epoch": 2,
             "headline": "iou",
             "iou": {"last": 0.61234, "best_test": 0.65, "last_val": 0.5556, "tight_crop": 0.4},
             "measures": {"test": {"iou": 0.61234, "hit_rate": 0.987654}, "tight_crop": {"iou": 0.4}},
@@ -182,6 +193,7 @@ def test_measures_of_any_task_are_shown(run):
         {
             "name": "student",
             "status": "done",
+            "epoch": 2,
             "headline": "fused_accuracy",
             "fused_accuracy": {"last": 0.5},
             "measures": {"test": {**accuracies, "n": None}},
@@ -267,3 +279,26 @@ def test_rows_cut_short_are_left_out(tmp_path):
     (tmp_path / "metrics.csv").write_text("stage,epoch,lr\nplain,1,0.1\nplain,2")
     assert read_rows(tmp_path / "metrics.csv") == [{"stage": "plain", "epoch": "1", "lr": "0.1"}]
     assert read_rows(tmp_path / "none.csv") == []
+
+
+def test_saved_tables_stand_before_the_figures_in_the_order_of_their_first_saving(tmp_path):
+    save_figure(tmp_path, "figure", curves_figure([]), title="A figure", caption="")
+    for name, value in (("b", "old"), ("a", EVIL), ("b", "new")):
+        save_table(tmp_path, name, [{"x": value, "y": 1.5}], title=f"Table {name}", caption=EVIL)
+    (tmp_path / "tables/gone.csv").write_text("")
+    page = write_run_report(tmp_path)
+    assert headings(page) == ["Table b", "Table a", "A figure"]
+    outline = Outline(page.read_text())
+    assert "new" in outline.text
+    assert "old" not in outline.text
+    assert outline.text.count(EVIL) == 3, "escaped: a cell and two captions"
+    assert read_rows(tmp_path / "tables/b.csv") == [{"x": "new", "y": "1.5"}]
+
+
+def test_the_headline_of_an_artefact_has_no_epoch(tmp_path):
+    entry = {"name": "ensemble", "status": "done", "headline": "accuracy", "accuracy": {"last": 0.5}}
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "stages": [entry]}))
+    text = Outline(write_run_report(tmp_path).read_text()).text
+    assert "test accuracy, single crop" in text
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "stages": [{**entry, "epoch": 2}]}))
+    assert "test accuracy, last epoch, single crop" in Outline(write_run_report(tmp_path).read_text()).text

@@ -19,6 +19,7 @@ from fgvc_ext.training.run_folder import RunFolder
 from fgvc_ext.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
+PAPERS = {file.stem for file in (ROOT / "train").glob("*.py")}
 SMALL = [
     *("--data.classes", "4", "--data.train-per-class", "6", "--data.test-per-class", "3", "--data.image-size", "48"),
     *("--data.resize", "48", "--data.crop", "40", "--optim.epochs", "1", "--optim.batch-size", "8"),
@@ -58,9 +59,10 @@ def test_a_default_folder_goes_on_or_gets_the_next_number(tmp_path):
 
 def test_the_command_lists_the_drivers(capsys):
     assert main(["train", "--help"]) == 0
-    assert "subtle_differences" in capsys.readouterr().out
+    lines = capsys.readouterr().out
+    assert all(f"  {paper}" in lines for paper in PAPERS)
     assert main(["train"]) == main(["train", "birds"]) == 2
-    assert "expected one of subtle_differences, got birds" in capsys.readouterr().err
+    assert f"expected one of {', '.join(sorted(PAPERS))}, got birds" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["train", "subtle_differences", "--help"])
     assert stopped.value.code == 0

@@ -13,7 +13,16 @@ from toy_models import ToyClassifier, loaded
 from toy_training import Child, ToyConfig, ToyImages, centre, jitter, open_run, traces
 
 from fgvc_ext.data.loading import Samples
-from fgvc_ext.training import Artefact, Classification, ConfigMismatch, OptimConfig, Preempted, Stage, run_stages
+from fgvc_ext.training import (
+    Artefact,
+    Classification,
+    ConfigMismatch,
+    OptimConfig,
+    Preempted,
+    Stage,
+    evaluate_samples,
+    run_stages,
+)
 from fgvc_ext.training.checkpoints import Checkpoints
 from fgvc_ext.training.stages import check_names
 from fgvc_ext.training.step import TrainingStep
@@ -176,6 +185,21 @@ def test_what_an_artefact_makes_decides_where_it_goes(tmp_path):
     assert (tmp_path / "a/weights/last.safetensors").read_bytes() == results["net"].path.read_bytes()
     torch.rand(5)
     assert _run(tmp_path / "b", stages)["table"].sha256 == results["table"].sha256, "it is seeded"
+
+
+def test_what_an_artefact_measures_stands_in_the_run_file_as_a_stages_does(tmp_path):
+    def measures(model) -> dict[str, dict[str, float]]:
+        task = Classification(model, torch.nn.CrossEntropyLoss())
+        found = evaluate_samples(task, Samples(ToyImages(9, "test"), centre), ToyConfig().engine)
+        return {"val": {"accuracy": 0.25, "loss": 2.0}, "test": found}
+
+    copied = Artefact(name="copied", needs=["net"], make=lambda e: loaded(e["net"]), measures=measures, config={})
+    _run(tmp_path, [_stage("net"), copied])
+    stage, artefact = json.loads((tmp_path / "run.json").read_text())["stages"]
+    assert artefact["headline"] == stage["headline"] == "accuracy"
+    assert artefact["accuracy"] == {"last": stage["accuracy"]["last"], "last_val": 0.25}
+    assert artefact["measures"]["test"] == stage["measures"]["test"]
+    assert artefact["measures"]["val"] == {"accuracy": 0.25, "loss": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def figures(config: Config, datasets: Datasets, results: Results) -> None:
     save_figure(config.out, "toy", curves_figure([]), title="A toy", caption="Nothing.")
 
 
-DRIVER = Driver("Toy", {"toy": ("A toy.", CONFIG)}, stages, figures=figures)
+DRIVER = Driver("Toy", {"toy": ("A toy.", CONFIG)}, stages, view=None, figures=figures)
 
 
 # ------------------------------------------------------------------ dying at a named point

@@ -45,6 +45,8 @@ class ToyClassifier(Model, method="toy_classifier"):
 class ToyLocaliser(Model, method="toy_localiser"):
     """One map [N,1,H,W] of where the object is."""
 
+    is_classifier = False
+
     def __init__(self) -> None:
         super().__init__()
         self.map = nn.Conv2d(3, 1, 3, padding=1)

@@ -101,4 +101,38 @@ MUTANTS = [
         Mutant("explain-page-too-large", "len(page.encode()) > SIZE_LIMIT", "len(page.encode()) > 2 * SIZE_LIMIT"),
         tests=REPORT,
     ),
+    *of(
+        "fgvc_ext/explain/view.py",
+        Mutant("explain-second-map", "else maps[0]", "else maps[-1]"),
+        Mutant(
+            "explain-map-of-the-first-class",
+            "torch.arange(len(maps), device=maps.device), labels]",
+            "torch.arange(len(maps), device=maps.device), 0]",
+        ),
+        Mutant(
+            "explain-large-maps-count-more",
+            "torch.stack([as_shares(each[:, 0]) for each in fine])",
+            "torch.stack([each[:, 0] for each in fine])",
+        ),
+        tests=("python_tests/explain/test_view.py",),
+    ),
+    *of(
+        "fgvc_ext/explain/ensembles.py",
+        Mutant("explain-overlap-of-maxima", "torch.minimum(as_shares", "torch.maximum(as_shares"),
+        Mutant(
+            "explain-alpha-without-models", 'float(method["alpha"]), int(method["models"])', 'float(method["alpha"]), 2'
+        ),
+        tests=("python_tests/explain/test_ensembles.py",),
+    ),
+    *of(
+        "fgvc_ext/explain/cam.py",
+        Mutant(
+            "explain-hidden-parts-own-points",
+            "parts[rows, None, :, 2] <= 0, torch.inf",
+            "parts[rows, None, :, 2] < 0, torch.inf",
+        ),
+        Mutant("explain-points-on-corners", "(torch.arange(n * finer) + 0.5)", "(torch.arange(n * finer) + 0.0)"),
+        Mutant("explain-grad-cam-signs", ".sum(1).clamp(min=0)", ".sum(1).abs()"),
+        tests=("python_tests/explain/test_cam.py",),
+    ),
 ]

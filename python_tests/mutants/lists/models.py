@@ -135,4 +135,30 @@ MUTANTS = [
         Mutant("models-patch-size-forgotten", '"patch_size": patch_size,', '"patch_size": 3,', tests=FILES),
         tests=("python_tests/models/test_subtle_differences.py",),
     ),
+    *of(
+        "fgvc_ext/models/ensemble.py",
+        Mutant("ensemble-sum-of-probabilities", " - math.log(len(scores))", ""),
+        Mutant("ensemble-mean-of-logarithms", "log_softmax(2).logsumexp(0)", "log_softmax(2).mean(0)"),
+        Mutant(
+            "ensemble-members-of-other-classes",
+            'for name in ("classes", "preprocessing")',
+            'for name in ("preprocessing",)',
+        ),
+        Mutant(
+            "ensemble-groups-of-the-last", "groups.setdefault(name, []).extend(parameters)", "groups[name] = parameters"
+        ),
+        tests=("python_tests/models/test_ensemble.py",),
+    ),
+    *of(
+        "fgvc_ext/models/knowledge_transfer.py",
+        Mutant("transfer-official-mean-pooling", "features.amax((2, 3))", "features.mean((2, 3))"),
+        Mutant("transfer-official-relu", "nn.ELU(inplace=True)", "nn.ReLU(inplace=True)"),
+        Mutant(
+            "transfer-maps-without-bias",
+            "linear.weight[:, :, None, None], linear.bias)",
+            "linear.weight[:, :, None, None])",
+        ),
+        Mutant("transfer-statistics-of-one", "len(input) < 2", "len(input) < 1"),
+        tests=("python_tests/models/test_knowledge_transfer.py",),
+    ),
 ]

@@ -296,4 +296,42 @@ MUTANTS = [
         ),
         tests=TRAINER,
     ),
+    *of(
+        "fgvc_ext/training/attention_transfer.py",
+        Mutant(
+            "transfer-relative-of-one-process", "sum_over_processes(own * n if n else torch.zeros_like(own))", "own * n"
+        ),
+        Mutant("transfer-relative-inverted", "self.alpha * both[0] / both[1]", "self.alpha * both[1] / both[0]"),
+        Mutant(
+            "transfer-nothing-shared",
+            "torch.where(both[1] == 0, 0.0, self.alpha",
+            "torch.where(both[1] < 0, 0.0, self.alpha",
+        ),
+        Mutant("transfer-logs-a-mean", "shared.detach() * answer", "shared.detach() * 1 or answer"),
+        Mutant("transfer-accumulated", 'bool(teachers) and balance == "relative"', "False"),
+        tests=("python_tests/training/test_attention_transfer.py",),
+    ),
+    *of(
+        "fgvc_ext/training/distributed.py",
+        Mutant("training-sum-with-gradient", "total = values.detach()", "total = values"),
+        tests=("python_tests/training/test_attention_transfer.py",),
+    ),
+    *of(
+        "fgvc_ext/training/ensembles.py",
+        Mutant(
+            "ensembles-prefix-too-short",
+            "scores[:n], average) for n in range(1",
+            "scores[: max(1, n - 1)], average) for n in range(1",
+        ),
+        Mutant("ensembles-last-epoch-always", 'if epoch == "best_val" else', 'if epoch == "best" else'),
+        tests=("python_tests/training/test_knowledge_transfer_driver.py",),
+    ),
+    *of(
+        "train/knowledge_transfer.py",
+        Mutant("transfer-plain-is-taught", 'name.startswith("model") and method.alpha > 0', "method.alpha > 0"),
+        Mutant("transfer-teachers-left-in", "taught and other not in method.no_teachers", "taught"),
+        Mutant("transfer-seed-of-the-name", 'f"model {n}"', "name"),
+        Mutant("transfer-is-its-own-teacher", "names[: n - 1]", "names[1 : n - 1]"),
+        tests=("python_tests/training/test_knowledge_transfer_driver.py",),
+    ),
 ]
