@@ -25,10 +25,18 @@ class DataConfig:
     """Length of the shorter side before the crop, in pixels."""
     crop: int = 448
     """Side of the square that the network sees: random in training, the centre in evaluation."""
+    keep_ratio: bool = True
+    """False: an image is squeezed so that both of its sides have `resize` pixels, before the crop."""
+    random_crop: bool = True
+    """False: the centre in training too."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
+    rotation: float = 0.0
+    """Largest angle by which a training image is turned, in degrees."""
+    lighting: float = 0.0
+    """Standard deviation of the noise along the principal components of ImageNet's colours."""
     val_fraction: float = 0.0
     """Share of each class's training images that is held out for validation; a folder ROOT/val serves without it."""
     classes: int = 20
@@ -151,14 +159,15 @@ def preprocessing(config: DataConfig, backbone: Mapping[str, Any]) -> Preprocess
     Args:
         backbone: mean, std and interpolation, see `models.backbone_preprocessing`.
     """
-    return Preprocessing(resize=config.resize, crop=config.crop, **backbone)
+    return Preprocessing(resize=config.resize, crop=config.crop, keep_ratio=config.keep_ratio, **backbone)
 
 
 def training_samples(
     datasets: Datasets, config: DataConfig, prepare: Preprocessing, broken_images: Literal["error", "skip"] = "error"
 ) -> Samples:
     """The training images, augmented as `config` says."""
-    crop = prepare.train_crop(flip=config.flip, jitter=config.jitter)
+    names = ("flip", "jitter", "rotation", "lighting", "random_crop")
+    crop = prepare.train_crop(**{name: getattr(config, name) for name in names})
     return Samples(datasets.train, crop, broken_images, normalise=prepare.normalise)
 
 

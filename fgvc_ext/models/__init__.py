@@ -2,6 +2,8 @@
 
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import available_backbones, backbone_preprocessing, build_backbone
+from fgvc_ext.models.elope import ELoPE
+from fgvc_ext.models.localiser import LocalisationModule, MeanFeatureMap, crop_and_resize
 from fgvc_ext.models.model import Explanation, Model, Prediction, load, save
 from fgvc_ext.models.pretrained import LoadReport, load_weights
 from fgvc_ext.models.subtle_differences import SubtleDifferences
@@ -9,8 +11,11 @@ from fgvc_ext.models.weights_file import WeightsFileError
 
 __all__ = [
     "Backbone",
+    "ELoPE",
     "Explanation",
     "LoadReport",
+    "LocalisationModule",
+    "MeanFeatureMap",
     "Model",
     "Prediction",
     "SubtleDifferences",
@@ -18,6 +23,7 @@ __all__ = [
     "available_backbones",
     "backbone_preprocessing",
     "build_backbone",
+    "crop_and_resize",
     "load",
     "load_weights",
     "save",

@@ -176,7 +176,7 @@ class Driver(Generic[Config]):
                 datasets.test,
                 {name: self.view(model) for name, model in models.items()},
                 prepare=prepare.transform(),
-                frame=CentreCrop(prepare.resize, prepare.crop),
+                frame=CentreCrop(prepare.resize, prepare.crop, prepare.keep_ratio),
                 seed=config.seed,
             )
         if self.figures is not None:
