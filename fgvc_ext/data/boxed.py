@@ -88,3 +88,15 @@ def boxes_of(file: str | Path, dataset: ImageDataset, split: str | None = None) 
     if missing := [name for name in dataset.ids if len(known.get((split, name), ())) != 4]:
         raise DatasetError.at(path, None, f"no box of {missing[0]!r} ({split}), nor of {len(missing) - 1} other samples")
     return torch.tensor([known[split, name] for name in dataset.ids], dtype=torch.float32).reshape(-1, 4)
+
+
+def intersection_over_union(boxes: Tensor, others: Tensor) -> Tensor:
+    """Of each pair of boxes [N,4] xyxy, the area that both cover over the area that at least one covers: [N].
+
+    Two boxes without area have 0.
+    """
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    both = (high - low).clamp(min=0).prod(1)
+    areas = [(part[:, 2:] - part[:, :2]).clamp(min=0).prod(1) for part in (boxes, others)]
+    either = areas[0] + areas[1] - both
+    return torch.where(either > 0, both / either.clamp(min=torch.finfo(either.dtype).tiny), 0.0)
