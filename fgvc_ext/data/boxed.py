@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .dataset import DatasetError, ImageDataset
+from .pipeline import Datasets
 
 COLUMNS = ("split", "id", "x1", "y1", "x2", "y2")
 
@@ -57,13 +58,32 @@ def _pixels(low: float, high: float, length: int) -> slice:
     return slice(first, min(length, max(first + 1, math.ceil(high))))
 
 
+def boxed(datasets: Datasets, file: str | Path | None) -> Datasets:
+    """All images cut to the boxes of a file (see `boxes_of`); None: to their true boxes.
+
+    Raises:
+        DatasetError: the file lacks a sample, or a data set has no true boxes.
+    """
+
+    def cut(split: str, dataset: ImageDataset) -> Boxed:
+        boxes = dataset.boxes if file is None else boxes_of(file, dataset, split)
+        if boxes is None:
+            raise DatasetError(f"{dataset.name} {dataset.split}: the images have no true boxes")
+        return Boxed(dataset, boxes)
+
+    parts = {split: cut(split, dataset) for split, dataset in datasets.splits().items()}
+    return Datasets(parts["train"], parts["test"], parts.get("val"))
+
+
 def boxes_as_csv(boxes: Mapping[str, tuple[list[str], Tensor]]) -> bytes:
     """A table of boxes: split → (ids, float32 [N,4]); a line a sample, digits enough for the same float32."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for split, (ids, values) in boxes.items():
-        writer.writerows([split, name, *(f"{v:.9g}" for v in row)] for name, row in zip(ids, values.tolist(), strict=True))
+        writer.writerows(
+            [split, name, *(f"{v:.9g}" for v in row)] for name, row in zip(ids, values.tolist(), strict=True)
+        )
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
@@ -86,7 +106,9 @@ def boxes_of(file: str | Path, dataset: ImageDataset, split: str | None = None) 
         except (ValueError, IndexError) as error:
             raise DatasetError.at(path, reader.line_num, f"expected {', '.join(COLUMNS)}: {error}") from None
     if missing := [name for name in dataset.ids if len(known.get((split, name), ())) != 4]:
-        raise DatasetError.at(path, None, f"no box of {missing[0]!r} ({split}), nor of {len(missing) - 1} other samples")
+        raise DatasetError.at(
+            path, None, f"no box of {missing[0]!r} ({split}), nor of {len(missing) - 1} other samples"
+        )
     return torch.tensor([known[split, name] for name in dataset.ids], dtype=torch.float32).reshape(-1, 4)
 
 

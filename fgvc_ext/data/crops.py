@@ -4,8 +4,8 @@ Images are resized as torchvision's `v2.Resize` with antialias does it. On the w
 beside each other in memory, as an image file decodes: torch resizes that several times as fast, with the same result.
 
 All randomness comes from torch's global generator, in the order of torchvision's RandomCrop, RandomRotation,
-RandomHorizontalFlip and ColorJitter, then of the lighting noise, and only what is switched on draws: one `torch.manual_seed` a sample, inside `torch.random.fork_rng(devices=[])`, makes an augmentation depend
-on that seed alone.
+RandomHorizontalFlip and ColorJitter, then of the lighting noise; what is switched off draws nothing. So one
+`torch.manual_seed` a sample, inside `torch.random.fork_rng(devices=[])`, makes an augmentation depend on that seed alone.
 """
 
 from __future__ import annotations

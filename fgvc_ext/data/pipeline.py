@@ -61,6 +61,11 @@ class Datasets:
     left_out: dict[str, int] = field(default_factory=dict)
     """Images that cannot be read and are left out of "test" and "val", where there are any."""
 
+    def splits(self) -> dict[str, ImageDataset]:
+        """Those that there are: "train", "test" and perhaps "val"."""
+        found = {"train": self.train, "test": self.test}
+        return found if self.val is None else {**found, "val": self.val}
+
     def facts(self) -> dict[str, Any]:
         """What run.json says of them, and what a continued run must find again."""
         facts: dict[str, Any] = {"name": self.train.name, "classes": self.train.classes}

@@ -126,8 +126,9 @@ def train_transform(
     flip: float = 0.5,
     jitter: float = 0.0,
 ) -> Transform:
-    """Shorter side to `resize` (without `keep_ratio`: both sides), random `crop` x `crop`, horizontal flip with probability `flip`, colour jitter.
+    """Shorter side to `resize`, random `crop` x `crop`, horizontal flip with probability `flip`, colour jitter.
 
+    Without `keep_ratio` both sides become `resize` pixels long.
     `jitter` is the largest relative change of brightness, contrast and saturation; 0 turns it off.
     Returns float32 [3,crop,crop]. Raises ValueError for `crop` larger than `resize`: an image would have to be padded.
     """

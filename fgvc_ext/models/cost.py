@@ -58,7 +58,7 @@ def cost(model: nn.Module, height: int, width: int | None = None) -> Cost:
 
 def _per_element(times: int) -> Any:
     def count(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-        """torch gives the shapes of what goes in and of what comes out; a batch norm gives several, the first counts."""
+        """torch gives the shapes of what goes in and comes out; of a batch norm's several results the first counts."""
         shape = out_shape[0] if isinstance(out_shape, (list, tuple)) and _nested(out_shape) else out_shape
         return times * prod(shape)
 

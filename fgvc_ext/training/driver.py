@@ -36,6 +36,7 @@ from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted, StopReques
 
 if TYPE_CHECKING:  # it needs matplotlib, and only a report does
     from fgvc_ext.explain.comparison import ModelView
+    from fgvc_ext.explain.document import Section
 
 Config = TypeVar("Config", bound=RunConfig)
 EXIT_INTERRUPTED = 130
@@ -51,14 +52,15 @@ class Driver(Generic[Config]):
         presets: name → (one line for the help, configuration); all of one class derived from `RunConfig`.
         stages: configuration and data → stages and artefacts in their order.
         view: a trained model → what the report shows of it; None: no pictures of models.
-        figures: draws a paper's own figures into the run folder (`explain.document.save_figure`), before the report.
+        figures: draws a paper's own figures into the run folder (`explain.document.save_figure`), before the report,
+            and returns sections of its own for it.
     """
 
     title: str
     presets: Mapping[str, tuple[str, Config]]
     stages: Callable[[Config, Datasets], Sequence[Stage | Artefact]]
     view: Callable[[Any], ModelView] | None = None
-    figures: Callable[[Config, Datasets, Results], None] | None = None
+    figures: Callable[[Config, Datasets, Results], Sequence[Section] | None] | None = None
 
     def main(self, arguments: Sequence[str] | None = None, program: Sequence[str] | None = None) -> int:
         """Read the configuration, train, report; returns the exit code: 0 done, 75 preempted, 130 a second Ctrl-C, 1 an
@@ -179,9 +181,8 @@ class Driver(Generic[Config]):
                 frame=CentreCrop(prepare.resize, prepare.crop, prepare.keep_ratio),
                 seed=config.seed,
             )
-        if self.figures is not None:
-            self.figures(config, datasets, results)
-        return write_run_report(config.out)
+        sections = self.figures(config, datasets, results) if self.figures is not None else None
+        return write_run_report(config.out, sections or ())
 
 
 def _check_same(data: Mapping[str, Any]) -> None:

@@ -7,8 +7,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fgvc_ext.data.loading import Batch
+from fgvc_ext.data.loading import Batch, Samples, to_device
+from fgvc_ext.training import distributed
 from fgvc_ext.training.classification import Classification
+from fgvc_ext.training.config import EngineConfig, OptimConfig
+from fgvc_ext.training.device import choose_device, worker_count
+from fgvc_ext.training.evaluation import add_sums
+from fgvc_ext.training.optimisation import last_factor
+from fgvc_ext.training.sampling import evaluation_loader
 
 
 class Embedding(Protocol):
@@ -52,12 +58,53 @@ class EmbeddingClassification(Classification):
         return {"loss": loss, "logs": logs, "n": n}
 
 
-def mean_embeddings(embeddings: Tensor, labels: Tensor, classes: int, *, normalize: bool = True) -> Tensor:
-    """The mean of each class's embeddings [N,E]: [C,E], zeros for a class without any.
+class FineTunedPooling(EmbeddingClassification):
+    """The fine-tuning of pooling weights: they have the stage's rate and schedule, everything else goes on as before.
 
     Args:
+        model: its `pooling.weight` are the weights.
+        before: how the model was trained before, whose last rates the rest of it keeps.
+    """
+
+    def __init__(self, *arguments: Any, before: OptimConfig, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.before = before
+
+    def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
+        weight: Any = self.model.pooling.weight  # type: ignore[union-attr]
+        groups, factor = super().param_groups(self.before), last_factor(self.before)
+        rest = [[parameter for parameter in group["params"] if parameter is not weight] for group in groups]
+        steady = [
+            {"params": parameters, "lr": group["lr"] * factor, "constant": True}
+            for parameters, group in zip(rest, groups, strict=True)
+        ]
+        return [*steady, {"params": [weight], "lr": config.lr, "constant": False}]
+
+
+def mean_embeddings(
+    model: Embedding, samples: Samples, classes: int, engine: EngineConfig, *, normalize: bool = True
+) -> Tensor:
+    """The mean of each class's embeddings over all samples, in evaluation: float32 [C,E] on the CPU.
+
+    A class without samples has zeros. Every process embeds its share, and all get the whole.
+
+    Args:
+        model: a module whose `embed` takes the samples' images.
         normalize: bring every embedding to length one first, as the class-mean loss does.
     """
-    rows = nn.functional.normalize(embeddings) if normalize else embeddings
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)[:, None]
-    return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows) / counts
+    device, sums = choose_device(engine.device), dict[str, Tensor]()
+    embed = model.to(device).eval().embed  # type: ignore[attr-defined]
+    rows = distributed.own_rows(len(samples))
+    loader = evaluation_loader(samples, rows, engine.eval_batch_size, workers=worker_count(engine))
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                if len(batch["label"]):
+                    found = embed(to_device(batch, device, normalise=samples.normalise)["image"]).cpu().double()
+                    found = nn.functional.normalize(found) if normalize else found
+                    total = found.new_zeros(classes, found.shape[1]).index_add_(0, batch["label"], found)
+                    add_sums(sums, {"total": total, "count": torch.bincount(batch["label"], minlength=classes)})
+    finally:
+        loader.close()
+    sums = distributed.reduce_sums(sums)
+    return (sums["total"] / sums["count"].clamp(min=1)[:, None]).float()

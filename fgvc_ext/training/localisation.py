@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fgvc_ext.data.boxed import intersection_over_union
+from fgvc_ext.data.boxed import boxes_as_csv, intersection_over_union
 from fgvc_ext.data.dataset import ImageDataset
 from fgvc_ext.data.loading import Batch, Samples
+from fgvc_ext.data.pipeline import Datasets
 from fgvc_ext.models.localiser import Localiser
 from fgvc_ext.training.config import EngineConfig
 from fgvc_ext.training.device import choose_device
@@ -51,11 +52,23 @@ class HeatMapRegression(Task):
 def find_boxes(localiser: Localiser, dataset: ImageDataset, engine: EngineConfig) -> Tensor:
     """The box float32 [N,4] of every image, in its pixels, found at its own resolution; every process has all of them.
 
-    What `predict` sees of an image is cut from the same box.
+    What `predict` sees of an image is cut to the same box. With `engine.broken_images` "skip", an image that cannot be
+    read has a box of one pixel.
     """
-    finder = localiser.to(choose_device(engine.device)).eval()
-    samples = Samples(dataset, _as_it_is, normalise=localiser.preprocessing.normalise)
-    return map_samples(finder.boxes, samples, engine, batch_size=1)  # images differ in size
+    finder, nothing = localiser.to(choose_device(engine.device)).eval(), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    samples = Samples(dataset, _as_it_is, engine.broken_images, normalise=localiser.preprocessing.normalise)
+
+    def boxes(image: Tensor) -> Tensor:
+        return finder.boxes(image).float() if len(image) else nothing
+
+    return map_samples(boxes, samples, engine, batch_size=1)  # images differ in size
+
+
+def boxes_file(localiser: Localiser, datasets: Datasets, engine: EngineConfig) -> bytes:
+    """The content of a file from which `data.boxed.boxed` cuts all images of a run."""
+    return boxes_as_csv(
+        {split: (images.ids, find_boxes(localiser, images, engine)) for split, images in datasets.splits().items()}
+    )
 
 
 def _as_it_is(image: Tensor) -> Tensor:

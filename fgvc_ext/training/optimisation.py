@@ -68,7 +68,9 @@ def last_factor(config: OptimConfig) -> float:
 class _ButForConstantGroups(lr_scheduler.LRScheduler):
     """A schedule, and groups that it does not reach."""
 
-    def __init__(self, optimizer: Optimizer, schedule: lr_scheduler.LRScheduler) -> None:  # its steps are the schedule's
+    def __init__(
+        self, optimizer: Optimizer, schedule: lr_scheduler.LRScheduler
+    ) -> None:  # its steps are the schedule's
         self.optimizer, self.schedule = optimizer, schedule
         self._put_back()
 
