@@ -5,7 +5,7 @@ beside each other in memory, as an image file decodes: torch resizes that severa
 
 All randomness comes from torch's global generator, in the order of torchvision's RandomCrop, RandomRotation,
 RandomHorizontalFlip and ColorJitter, then of the lighting noise; what is switched off draws nothing. So one
-`torch.manual_seed` a sample, inside `torch.random.fork_rng(devices=[])`, makes an augmentation depend on that seed alone.
+`torch.manual_seed` a sample, inside `torch.random.fork_rng(devices=[])`, makes an augmentation depend on it alone.
 """
 
 from __future__ import annotations
