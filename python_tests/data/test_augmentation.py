@@ -37,7 +37,9 @@ def test_the_centre_in_training_is_that_of_evaluation():
     for prepare in (PREPARE, SQUEEZE):
         centre = prepare.train_crop(flip=0.0, random_crop=False)
         assert torch.equal(_drawn(centre, image), _drawn(centre, image, 1))
-        assert (centre(image).int() - prepare.eval_crop()(image).int()).abs().max() <= 1  # a part, or the whole, resized
+        assert (
+            centre(image).int() - prepare.eval_crop()(image).int()
+        ).abs().max() <= 1  # a part, or the whole, resized
     assert not torch.equal(_drawn(PREPARE.train_crop(**PLAIN), image), _drawn(PREPARE.train_crop(**PLAIN), image, 1))
 
 
@@ -45,7 +47,13 @@ def test_the_centre_in_training_is_that_of_evaluation():
 def test_rotation_is_torchvisions_between_crop_and_flip():
     image, prepare = picture(90, 130), PREPARE.train_crop(flip=0.5, jitter=0.3, rotation=20.0)
     turn = v2.RandomRotation(20.0, v2.InterpolationMode.BILINEAR)
-    steps = [v2.Resize(64, antialias=True), v2.RandomCrop(48), turn, v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3)]
+    steps = [
+        v2.Resize(64, antialias=True),
+        v2.RandomCrop(48),
+        turn,
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(0.3, 0.3, 0.3),
+    ]
     for seed in range(4):
         assert torch.equal(_drawn(prepare, image, seed), _drawn(v2.Compose(steps), image, seed))
 
@@ -66,7 +74,9 @@ def test_lighting_moves_all_pixels_by_one_colour_along_the_principal_components(
     assert min(int(_drawn(lit, bright, seed).min()) for seed in range(5)) > 200, "it is cut off, and does not wrap"
 
 
-@pytest.mark.parametrize("wrong", [{"rotation": 200.0}, {"rotation": -1.0}, {"lighting": -0.1}, {"lighting": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"rotation": 200.0}, {"rotation": -1.0}, {"lighting": -0.1}, {"lighting": float("nan")}]
+)
 def test_augmentation_out_of_its_range_is_refused(wrong):
     with pytest.raises(ValueError, match="expected a rotation from 0 to 180 degrees and a lighting of at least 0"):
         PREPARE.train_crop(**wrong)
@@ -82,7 +92,13 @@ def test_the_configuration_reaches_the_crop():
     assert (crop.keep_ratio, crop.random_crop, crop.lighting) == (False, False, 0.2)
     assert (crop.rotate.degrees, crop.flip.p, crop.jitter.brightness) == ([-7.0, 7.0], 0.25, (0.9, 1.1))
     plain = training_samples(Datasets(data, data), DataConfig(), preprocessing(DataConfig(), {})).transform
-    assert (plain.rotate, plain.jitter, plain.lighting, plain.random_crop, plain.keep_ratio) == (None, None, 0, True, True)
+    assert (plain.rotate, plain.jitter, plain.lighting, plain.random_crop, plain.keep_ratio) == (
+        None,
+        None,
+        0,
+        True,
+        True,
+    )
 
 
 def test_boxes_of_a_squeezed_crop_lie_in_the_image():

@@ -63,7 +63,10 @@ def test_a_large_image_is_not_reduced_before_it_is_cut():
 
 @pytest.mark.parametrize(
     ("boxes", "message"),
-    [(torch.zeros(3, 4), r"cut: expected \[4,4\], got \[3, 4\]"), (torch.full((4, 4), torch.nan), "finite boxes.*train/0")],
+    [
+        (torch.zeros(3, 4), r"cut: expected \[4,4\], got \[3, 4\]"),
+        (torch.full((4, 4), torch.nan), "finite boxes.*train/0"),
+    ],
 )
 def test_boxes_that_do_not_fit_are_refused(boxes, message):
     with pytest.raises(ValueError, match=message):
