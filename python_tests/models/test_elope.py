@@ -28,7 +28,7 @@ def _backbone(name: str = "resnet10_narrow"):
 
 def _model(*, localised: bool = False, **options) -> ELoPE:
     backbone = _backbone()
-    localiser = LocalisationModule(backbone, threshold=0.4, min_size=2) if localised else None
+    localiser = LocalisationModule(backbone, threshold=0.85, min_size=2) if localised else None
     options = {"embedding_dim": 16, "size": 48 if localised else None, **options}
     return ELoPE(backbone, 5, localiser=localiser, **options).eval()
 
@@ -262,8 +262,8 @@ def test_one_pass_is_exported(images):
     model = _model(localised=True)
     batch, height, width = (
         torch.export.Dim("batch", min=2),
-        torch.export.Dim("height", min=70),
-        torch.export.Dim("width", min=70),
+        torch.export.Dim("height", min=70, max=8192),
+        torch.export.Dim("width", min=70, max=8192),
     )
     program = torch.export.export(model, (images,), dynamic_shapes=({0: batch, 2: height, 3: width},))
     module = program.module()
