@@ -233,7 +233,7 @@ def test_a_step_waits_for_nothing(optim, precision):
 def test_no_driver_waits_in_a_step(paper):
     driver = load_driver(drivers_folder() / f"{paper}.py").DRIVER
     config = driver.presets["demo"][1]
-    data = {"classes": 3, "train_per_class": 4, "test_per_class": 1, "image_size": 64, "resize": 64, "crop": 64}
+    data = {"classes": 3, "train_per_class": 4, "test_per_class": 1, "image_size": 64, "resize": 128, "crop": 64}
     for name, value in data.items():
         setattr(config.data, name, value)
     datasets, tried = load_datasets(config.data, 0), 0
