@@ -59,7 +59,7 @@ def test_deep_fisher_faces_draws_pairs_where_there_are_more(batch):
         value = float(deep_fisher_faces_loss(embeddings, LABELS, centres, **options).between.detach())
         values.add(round(value, 9))
         assert value == float(deep_fisher_faces_loss(embeddings, LABELS, centres, **options).between.detach())
-    moved = _moved(embeddings, centres, 0.3)
+    moved = _moved(embeddings.detach(), centres, 0.3)
     single = {round(float(4 * (50.0 - (moved[a] - moved[b]).square().sum())), 9) for a, b in ((0, 1), (0, 2), (1, 2))}
     assert values == single
 
