@@ -99,8 +99,19 @@ class ELoPE(Model, method="elope"):
         return self.embedding(self.pooling(self.backbone(images)))
 
     def looked_at(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the backbone sees of images in evaluation, and the boxes [N,4] that it was cut from, if it was."""
-        if self.size is None or images.shape[1] != 3:  # a backbone also takes the output of its frozen layers
+        """What the backbone sees of images in evaluation, and the boxes [N,4] that it was cut from, if it was.
+
+        Raises:
+            ValueError: the output of frozen layers in the place of images, of which a localiser is to cut something.
+        """
+        if images.shape[1] != 3:  # a backbone also takes the output of its frozen layers
+            if self.localiser is not None:
+                raise ValueError(
+                    f"ELoPE: expected images [N,3,H,W], of which the localiser cuts, got {list(images.shape)}: the "
+                    "output of frozen layers serves training, but no evaluation within it (--engine.eval-every EPOCHS)"
+                )
+            return images, None
+        if self.size is None:
             return images, None
         if self.localiser is None:
             return resized_to(images, self.size), None

@@ -160,6 +160,19 @@ def test_what_cannot_be_is_refused(options, message):
         _model(**options)
 
 
+@torch.no_grad()
+def test_the_output_of_frozen_layers_is_not_cut(images):
+    """A backbone goes on from it; see `Backbone.forward`."""
+    model = _model(size=48)
+    model.backbone = nn.Identity()
+    features = torch.rand(2, 256, 5, 5)
+    assert torch.equal(model.embed(features), model.embedding(model.pooling(features)))
+    with pytest.raises(
+        ValueError, match=r"expected images \[N,3,H,W\], of which the localiser cuts, got \[2, 256, 5, 5\]"
+    ):
+        _model(localised=True)(features)
+
+
 # ---------------------------------------------------------------- localisers
 
 

@@ -149,6 +149,18 @@ def test_what_is_trained_on_and_evaluated(driver, finished):
     assert (task.model.pooling.weight == 1).all()
 
 
+def test_images_and_crops_start_from_the_same_weights(driver, finished):
+    file = finished / "weights/classifier.safetensors"
+    plan, results = _plan(driver, "--model.weights", str(file)), _results(finished)
+    known, module = load(file).backbone.state_dict(), load(results["localiser"].path).state_dict()
+    for name, earlier in (("classifier", {}), ("crops", results)):
+        task = plan[name].build(earlier)
+        assert "tensors loaded" in plan[name].start(task)
+        assert all(torch.equal(value, known[key]) for key, value in task.model.backbone.state_dict().items())
+        assert "weights" in plan[name].inputs
+    assert all(torch.equal(value, module[key]) for key, value in task.model.localiser.state_dict().items())
+
+
 def test_the_fine_tunings_rate_is_that_of_the_weights_alone(driver, finished):
     more = ["--optim.schedule", "step", "--optim.step-epochs", "1", "--optim.lr", "0.003"]
     more += ["--fine-tuning.epochs", "2", "--fine-tuning.schedule", "step", "--fine-tuning.step-epochs", "1"]
