@@ -109,9 +109,9 @@ PRESETS = {
         Config(
             data=DataConfig(name="synthetic", resize=160, crop=80, keep_ratio=False),
             model=ModelConfig(backbone="resnet10_narrow"),
-            method=MethodConfig(embedding_dim=128, localiser_rotation=0.0),
+            method=MethodConfig(embedding_dim=128, threshold=0.5, localiser_rotation=0.0),
             optim=OptimConfig(epochs=8, batch_size=30, lr=0.05, weight_decay=5e-4, schedule="cosine", warmup_epochs=1),
-            localiser=OptimConfig(epochs=6, batch_size=30, lr=0.05, schedule="cosine", new_layers=()),
+            localiser=OptimConfig(epochs=4, batch_size=30, lr=0.01, schedule="cosine", new_layers=()),
             fine_tuning=OptimConfig(epochs=2, batch_size=30, lr=0.01, schedule="constant", weight_decay=5e-4),
             engine=EngineConfig(channels_last=True, eval_every=4),
             out=Path("runs/elope-demo"),
