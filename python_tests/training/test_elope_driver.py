@@ -279,7 +279,7 @@ def test_settings_reach_network_and_losses(driver):
 
 def test_a_threshold_makes_only_what_follows_from_it_stale(driver, finished, capsys):
     before = (finished / "run.json").read_bytes()
-    assert driver.DRIVER.main(["demo", "--out", str(finished), *SMALL, "--method.threshold", "0.5"]) == 1
+    assert driver.DRIVER.main(["demo", "--out", str(finished), *SMALL, "--method.threshold", "0.6"]) == 1
     assert "stage boxes of the run" in capsys.readouterr().err
     assert (finished / "run.json").read_bytes() == before
 
