@@ -25,12 +25,18 @@ class DataConfig:
     """Length of the shorter side before the crop, in pixels."""
     crop: int = 448
     """Side of the square that the network sees: random in training, the centre in evaluation."""
+    keep_ratio: bool = True
+    """False: an image is squeezed so that both of its sides have `resize` pixels, before the crop."""
     random_crop: bool = True
     """False: the centre in training too."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
+    rotation: float = 0.0
+    """Largest angle by which a training image is turned, in degrees."""
+    lighting: float = 0.0
+    """Standard deviation of the noise along the principal components of ImageNet's colours."""
     val_fraction: float = 0.0
     """Share of each class's training images that is held out for validation; a folder ROOT/val serves without it."""
     classes: int = 20
@@ -59,6 +65,11 @@ class Datasets:
     val: ImageDataset | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     """Images that cannot be read and are left out of "test" and "val", where there are any."""
+
+    def splits(self) -> dict[str, ImageDataset]:
+        """Those that there are: "train", "test" and perhaps "val"."""
+        found = {"train": self.train, "test": self.test}
+        return found if self.val is None else {**found, "val": self.val}
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of them, and what a continued run must find again."""
@@ -159,14 +170,15 @@ def preprocessing(config: DataConfig, backbone: Mapping[str, Any]) -> Preprocess
     Args:
         backbone: mean, std and interpolation, see `models.backbone_preprocessing`.
     """
-    return Preprocessing(resize=config.resize, crop=config.crop, **backbone)
+    return Preprocessing(resize=config.resize, crop=config.crop, keep_ratio=config.keep_ratio, **backbone)
 
 
 def training_samples(
     datasets: Datasets, config: DataConfig, prepare: Preprocessing, broken_images: Literal["error", "skip"] = "error"
 ) -> Samples:
     """The training images, augmented as `config` says; features may stand in for them where only flips do that."""
-    crop = prepare.train_crop(flip=config.flip, jitter=config.jitter, random_crop=config.random_crop)
+    names = ("flip", "jitter", "rotation", "lighting", "random_crop")
+    crop = prepare.train_crop(**{name: getattr(config, name) for name in names})
     views = _training_views(config, prepare)
     return Samples(datasets.train, crop, broken_images, normalise=prepare.normalise, views=views)
 
@@ -179,7 +191,7 @@ def _training_views(config: DataConfig, prepare: Preprocessing) -> Views | str:
     if config.features == "images":
         return "--data.features says so"
     for name, needed in _ONLY_FLIPS.items():
-        if (value := getattr(config, name, needed)) != needed:
+        if (value := getattr(config, name)) != needed:
             return f"--data.{name.replace('_', '-')} {value} shows others in every epoch (features need {needed})"
     plain = prepare.train_crop(flip=0.0, jitter=0.0, random_crop=False)
     recipe = {"crop": "training", **prepare.options()}

@@ -32,12 +32,14 @@ class Preprocessing:
     """
 
     resize: int = 600
-    """Length of the shorter side before the crop, in pixels."""
+    """Length of the shorter side before the crop, in pixels; without `keep_ratio`, of both sides."""
     crop: int = 448
     """Side of the square that the network sees."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
+    keep_ratio: bool = True
+    """False: an image is squeezed into a square of `resize` pixels a side, of which nothing is lost."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
@@ -59,17 +61,18 @@ class Preprocessing:
         """uint8 [3,H,W] → float32 [3,crop,crop], as in evaluation."""
         return _Normalised(self.eval_crop(), self)
 
-    def train_crop(self, *, flip: float = 0.5, jitter: float = 0.0, random_crop: bool = True) -> TrainCrop:
-        """uint8 [3,H,W] → uint8 [3,crop,crop], augmented: see `TrainCrop`."""
-        return TrainCrop(self.resize, self.crop, self.interpolation, flip=flip, jitter=jitter, random_crop=random_crop)
+    def train_crop(self, *, flip: float = 0.5, jitter: float = 0.0, **augmentation: Any) -> TrainCrop:
+        """uint8 [3,H,W] → uint8 [3,crop,crop], augmented: see `TrainCrop`, which takes the `augmentation`."""
+        options = {"flip": flip, "jitter": jitter, "keep_ratio": self.keep_ratio, **augmentation}
+        return TrainCrop(self.resize, self.crop, self.interpolation, **options)
 
     def eval_crop(self) -> EvalCrop:
         """uint8 [3,H,W] → uint8 [3,crop,crop], the centre."""
-        return EvalCrop(self.resize, self.crop, self.interpolation)
+        return EvalCrop(self.resize, self.crop, self.interpolation, keep_ratio=self.keep_ratio)
 
     def five_crops(self) -> FiveCrops:
         """uint8 [3,H,W] → uint8 [5,3,crop,crop], centre and corners."""
-        return FiveCrops(self.resize, self.crop, self.interpolation)
+        return FiveCrops(self.resize, self.crop, self.interpolation, keep_ratio=self.keep_ratio)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [...,3,H,W] → float32, (image / 255 - mean) / std, on the images' device and in their order in memory.
@@ -87,7 +90,7 @@ class Preprocessing:
 
     def in_image(self, boxes: Tensor, height: int, width: int) -> Tensor:
         """Boxes [...,4] xyxy of the crop that `transform` takes of an image, in pixels of that image."""
-        new_height, new_width = resized(height, width, self.resize)
+        new_height, new_width = resized(height, width, self.resize, self.keep_ratio)
         offset = torch.tensor(
             [round((side - self.crop) / 2) for side in (new_width, new_height)] * 2, dtype=boxes.dtype
         )
@@ -119,15 +122,17 @@ def train_transform(
     std: Sequence[float] = IMAGENET_STD,
     interpolation: str = "bilinear",
     *,
+    keep_ratio: bool = True,
     flip: float = 0.5,
     jitter: float = 0.0,
 ) -> Transform:
     """Shorter side to `resize`, random `crop` x `crop`, horizontal flip with probability `flip`, colour jitter.
 
+    Without `keep_ratio` both sides become `resize` pixels long.
     `jitter` is the largest relative change of brightness, contrast and saturation; 0 turns it off.
     Returns float32 [3,crop,crop]. Raises ValueError for `crop` larger than `resize`: an image would have to be padded.
     """
-    prepare = Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation)
+    prepare = Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation, keep_ratio)
     return _Normalised(prepare.train_crop(flip=flip, jitter=jitter), prepare)
 
 
@@ -137,9 +142,14 @@ def eval_transform(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     interpolation: str = "bilinear",
+    *,
+    keep_ratio: bool = True,
 ) -> Transform:
-    """Shorter side to `resize`, centre crop: float32 [3,crop,crop]. Raises ValueError for `crop` above `resize`."""
-    return Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation).transform()
+    """Shorter side to `resize` (without `keep_ratio`: both sides), centre crop: float32 [3,crop,crop].
+
+    Raises ValueError for `crop` above `resize`.
+    """
+    return Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation, keep_ratio).transform()
 
 
 def five_crop_transform(
@@ -148,9 +158,11 @@ def five_crop_transform(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     interpolation: str = "bilinear",
+    *,
+    keep_ratio: bool = True,
 ) -> Transform:
     """Centre and the four corners: float32 [5,3,crop,crop], in the order centre, top left, top right, bottom left,
     bottom right. Raises ValueError for `crop` larger than `resize`.
     """
-    prepare = Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation)
+    prepare = Preprocessing(resize, crop, tuple(mean), tuple(std), interpolation, keep_ratio)
     return _Normalised(prepare.five_crops(), prepare)

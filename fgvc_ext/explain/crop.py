@@ -11,10 +11,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Shorter side to `resize` pixels, then the central `crop` × `crop`: the frame of `data.eval_transform`."""
+    """Shorter side to `resize` pixels, then the central `crop` × `crop`: the frame of `data.eval_transform`.
+
+    Without `keep_ratio` both sides become `resize` pixels long.
+    """
 
     resize: int
     crop: int
+    keep_ratio: bool = True
 
     def image(self, image: Tensor) -> Tensor:
         """The crop of a uint8 image [3,H,W], to be shown: uint8 [3,crop,crop]."""
@@ -39,6 +43,8 @@ class CentreCrop:
         return corners.clamp(0, self.crop).flatten(-2)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if not self.keep_ratio:
+            return self.resize, self.resize
         if height <= width:
             return self.resize, int(self.resize * width / height)
         return int(self.resize * height / width), self.resize

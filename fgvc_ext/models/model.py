@@ -115,7 +115,7 @@ class Model(nn.Module):
         self.eval()
         try:
             for first in range(0, len(images), batch_size):
-                pixels = [_pixels(image) for image in images[first : first + batch_size]]
+                pixels = [pixels_of(image) for image in images[first : first + batch_size]]
                 batch = torch.stack([prepare(image) for image in pixels]).to(device)
                 probabilities, boxes = self(batch).float().softmax(1).cpu(), self.boxes(batch)
                 for row, image in enumerate(pixels):
@@ -132,7 +132,8 @@ class Model(nn.Module):
         return Prediction(names, [float(probabilities[index]) for index in best], corners)
 
 
-def _pixels(image: str | os.PathLike[str] | Tensor) -> Tensor:
+def pixels_of(image: str | os.PathLike[str] | Tensor) -> Tensor:
+    """An image as uint8 [3,H,W], from its file or as it is. ValueError for a tensor of another kind."""
     if not isinstance(image, Tensor):
         return decode_image(image)
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:

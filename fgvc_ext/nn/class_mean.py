@@ -10,8 +10,9 @@ from ..ops._checks import check_int
 from ..ops.class_mean_loss import ClassMeanLosses, check_arguments, check_parameters
 from ..reference.accumulation import accumulation_dtype
 from ..reference.class_mean_loss import official_class_mean_loss, unit_rows
+from ..reference.embedding_losses import centre_loss, deep_fisher_faces_loss
 
-VARIANTS = ("paper", "official")
+VARIANTS = ("paper", "official", "centre", "dff")
 
 
 class ClassMeanLoss(nn.Module):
@@ -31,6 +32,10 @@ class ClassMeanLoss(nn.Module):
     ``variant="official"`` is the authors' public code, which differs from the paper in the length of the means, in
     the gradient of the within-class loss and in the pairs of the between-class loss; docs/class_mean_loss.md lists how.
     It runs in plain PyTorch and draws its pairs from torch's generator.
+
+    ``variant="centre"`` and ``variant="dff"`` are the losses of other papers to which ELoPE compares its own, in plain
+    PyTorch: centre loss and Deep Fisher Faces (``reference/embedding_losses.py``). Give them ``normalize=False``, as
+    in their papers.
 
     ``within`` and ``between`` are the two losses of the last forward, detached; None before it.
     """
@@ -83,11 +88,12 @@ class ClassMeanLoss(nn.Module):
         gathers = self.training and _world_size() > 1
         if gathers:
             embeddings, labels = _gather_batch(embeddings, labels, batch_sizes)
-        if self.variant == "official":
-            seed = _common_seed(labels.device) if gathers else None
-            losses = official_class_mean_loss(embeddings, labels, self.class_means, seed=seed, **options)
+        arguments = (embeddings, labels, self.class_means)
+        if self.variant in ("official", "dff"):  # which draw pairs
+            function = official_class_mean_loss if self.variant == "official" else deep_fisher_faces_loss
+            losses = function(*arguments, seed=_common_seed(labels.device) if gathers else None, **options)
         else:
-            losses = ops.class_mean_loss(embeddings, labels, self.class_means, **options)
+            losses = (centre_loss if self.variant == "centre" else ops.class_mean_loss)(*arguments, **options)
         if self.training:
             self._keep(losses, labels)
         self.within, self.between = losses.within.detach(), losses.between.detach()

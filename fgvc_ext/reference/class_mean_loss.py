@@ -49,9 +49,7 @@ def class_mean_loss(
     samples = labels.shape[0]
     within = (batch.embeddings - means).square().sum() / (2 * max(1, samples))  # eq. 9
 
-    order = torch.arange(samples, device=labels.device)
-    leads = batch.valid & (batch.first == order)
-    pairs = leads[:, None] & leads & (order[:, None] < order)  # P: every pair of classes once
+    pairs = _distinct_classes(batch)  # P
     total = _squared_hinges(means, pairs, margin).sum()
     between = gamma / 4 * total / pairs.sum().clamp(min=1)  # eq. 10
     return ClassMeanLosses(within, between, _returned(means.detach(), batch, class_means))
@@ -147,13 +145,25 @@ def _updated(batch: _Batch, alpha: float) -> Tensor:
     return batch.old_means - alpha * step
 
 
+def _distinct_classes(batch: _Batch) -> Tensor:
+    """Every pair of classes once, as the pair of their first samples: bool [N,N]."""
+    order = torch.arange(len(batch.first), device=batch.first.device)
+    leads = batch.valid & (batch.first == order)
+    return leads[:, None] & leads & (order[:, None] < order)
+
+
 def _returned(means: Tensor, batch: _Batch, class_means: Tensor) -> Tensor:
     """``batch_means``: NaN where the label is wrong."""
     return torch.where(batch.valid[:, None], means, float("nan")).to(class_means.dtype)
 
 
 def _squared_hinges(means: Tensor, pairs: Tensor, margin: float) -> Tensor:
-    """max(m − ‖μ_j − μ_c‖², 0)² of the chosen pairs of rows, bool [N,N], and zero for the others: [N,N].
+    """The squares of `hinges`: [N,N]."""
+    return hinges(means, pairs, margin).square()
+
+
+def hinges(means: Tensor, pairs: Tensor, margin: float) -> Tensor:
+    """max(m − ‖μ_j − μ_c‖², 0) of the chosen pairs of rows, bool [N,N], and zero for the others: [N,N].
 
     A pair that is not closer than the margin is left out before its distance is squared: no infinity of it reaches a
     gradient. A NaN is not left out.
@@ -162,7 +172,7 @@ def _squared_hinges(means: Tensor, pairs: Tensor, margin: float) -> Tensor:
     distant = difference.detach().square().sum(dim=2) >= margin
     active = pairs & ~distant
     squared = torch.where(active[:, :, None], difference, 0.0).square().sum(dim=2)
-    return torch.where(active, margin - squared, 0.0).square()
+    return torch.where(active, margin - squared, 0.0)
 
 
 def _drawn(eligible: Tensor, number: int, seed: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 import tyro
@@ -35,6 +35,9 @@ from fgvc_ext.training.run_folder import RunFolder, read_run
 from fgvc_ext.training.stages import Artefact, Result, Results, Stage, check_names, run_stages
 from fgvc_ext.training.stop_request import EXIT_PREEMPTED, Preempted, StopRequest
 
+if TYPE_CHECKING:  # it needs matplotlib, and only a report does
+    from fgvc_ext.explain.document import Section
+
 Config = TypeVar("Config", bound=RunConfig)
 EXIT_INTERRUPTED = 130
 """Exit code of a run that a second Ctrl-C has ended at once: what a shell reports of SIGINT."""
@@ -50,14 +53,15 @@ class Driver(Generic[Config]):
         stages: configuration and data → stages and artefacts in their order.
         view: a trained model → what the report shows of it: a model for which it returns None is not shown. By default
             what the model itself explains; None: no pictures of models.
-        figures: draws a paper's own figures into the run folder (`explain.document.save_figure`), before the report.
+        figures: draws a paper's own figures into the run folder (`explain.document.save_figure`), before the report,
+            and returns sections of its own for it.
     """
 
     title: str
     presets: Mapping[str, tuple[str, Config]]
     stages: Callable[[Config, Datasets], Sequence[Stage | Artefact]]
     view: Callable[[Any], ModelView | None] | None = view_of
-    figures: Callable[[Config, Datasets, Results], None] | None = None
+    figures: Callable[[Config, Datasets, Results], Sequence[Section] | None] | None = None
 
     def main(self, arguments: Sequence[str] | None = None, program: Sequence[str] | None = None) -> int:
         """Read the configuration, train, report; returns the exit code: 0 done, 75 preempted, 130 a second Ctrl-C, 1 an
@@ -177,12 +181,11 @@ class Driver(Generic[Config]):
                 datasets.test,
                 views,
                 prepare=prepare.transform(),
-                frame=CentreCrop(prepare.resize, prepare.crop),
+                frame=CentreCrop(prepare.resize, prepare.crop, prepare.keep_ratio),
                 seed=config.seed,
             )
-        if self.figures is not None:
-            self.figures(config, datasets, results)
-        return write_run_report(config.out)
+        sections = self.figures(config, datasets, results) if self.figures is not None else None
+        return write_run_report(config.out, sections or ())
 
 
 def _check_same(data: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -46,7 +47,50 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
 
 
 def build_scheduler(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: int) -> lr_scheduler.LRScheduler:
-    """The schedule, advanced after every step. Cosine ends at zero after the last epoch; warm-up comes before."""
+    """The schedule, advanced after every step. Cosine ends at zero after the last epoch; warm-up comes before.
+
+    Parameter groups with an entry "constant" that is true keep their rate.
+    """
+    schedule = _schedule(optimizer, config, steps_per_epoch)
+    is_mixed = any(group.get("constant") for group in optimizer.param_groups)
+    return _ButForConstantGroups(optimizer, schedule) if is_mixed else schedule
+
+
+def last_factor(config: OptimConfig) -> float:
+    """What is left of the learning rate when the last epoch begins; warm-up is not looked at."""
+    if config.schedule == "step":
+        return config.step_factor ** ((config.epochs - 1) // config.step_epochs)
+    if config.schedule == "cosine":
+        return (1 + math.cos(math.pi * (config.epochs - 1) / config.epochs)) / 2
+    return 1.0
+
+
+class _ButForConstantGroups(lr_scheduler.LRScheduler):
+    """A schedule, and groups that it does not reach."""
+
+    def __init__(
+        self, optimizer: Optimizer, schedule: lr_scheduler.LRScheduler
+    ) -> None:  # its steps are the schedule's
+        self.optimizer, self.schedule = optimizer, schedule
+        self._put_back()
+
+    def step(self, epoch: int | None = None) -> None:
+        self.schedule.step()
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for group in self.optimizer.param_groups:
+            if group.get("constant"):
+                group["lr"] = group["initial_lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.schedule.load_state_dict(state_dict)
+
+
+def _schedule(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: int) -> lr_scheduler.LRScheduler:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     steps = config.epochs * steps_per_epoch
     if warmup >= max(1, steps):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgvc_ext.data.loading import Batch
 from fgvc_ext.training import distributed
@@ -29,8 +29,8 @@ class TrainingStep:
     """A task with its optimiser, schedule, scaler and moving average: `step(batch)` learns from a batch.
 
     Raises:
-        ValueError: a parameter that requires a gradient is in no group of `task.param_groups`, or a loss that is
-            defined on a whole batch is to be accumulated.
+        ValueError: a parameter that requires a gradient is in no group of `task.param_groups`, a loss that is
+            defined on a whole batch is to be accumulated, or a process would have too few images for a BatchNorm1d.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class TrainingStep:
         self.task, self.optim, self.engine, self.device = task, optim, engine, device
         self.precision = choose_precision(engine, device)
         self._check_accumulation()
+        self._check_shares()
         if engine.compile:
             torch._dynamo.reset()  # its limit of compilations is that of a function, which other stages have used
         self.parallel = distributed.data_parallel(task)
@@ -161,6 +162,17 @@ class TrainingStep:
                 f"optim.accumulate: expected 1, got {self.optim.accumulate}: {whole[0] or 'the task'} "
                 f"({type(self.task.get_submodule(whole[0])).__name__}) is a loss of the whole batch, not of its parts"
             )
+
+    def _check_shares(self) -> None:
+        shares = distributed.share_sizes(self.optim.batch_size)
+        if min(shares) > 1:
+            return
+        for name, module in self.task.named_modules():
+            if isinstance(module, nn.BatchNorm1d):
+                raise ValueError(
+                    f"optim.batch_size: expected at least {2 * len(shares)} images for {len(shares)} process(es), got "
+                    f"{self.optim.batch_size}: {name} (BatchNorm1d) needs two images in each for its statistics"
+                )
 
     def check_optimizer(self) -> None:
         """Raise ValueError for a parameter that requires a gradient and is not in the optimiser."""

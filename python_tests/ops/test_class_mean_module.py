@@ -158,7 +158,9 @@ def test_its_description_and_its_errors() -> None:
         "ClassMeanLoss(num_classes=4, embedding_dim=6, alpha=0.5, margin=0.5, gamma=16.0, normalize=True, "
         "variant='paper')"
     )
-    with pytest.raises(ValueError, match="ClassMeanLoss: variant must be one of paper, official, got 'public'"):
+    with pytest.raises(
+        ValueError, match="ClassMeanLoss: variant must be one of paper, official, centre, dff, got 'public'"
+    ):
         nn.ClassMeanLoss(4, 6, variant="public")
     for sizes, name in (((0, 6), "num_classes"), ((4, 0), "embedding_dim"), ((-1, 6), "num_classes")):
         with pytest.raises(ValueError, match=f"^ClassMeanLoss: {name} must be at least 1, got {min(sizes)}"):

@@ -1,0 +1,110 @@
+"""Classifiers with an embedding layer, whose embeddings have a loss of their own."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fgvc_ext.data.loading import Batch, Samples, to_device
+from fgvc_ext.training import distributed
+from fgvc_ext.training.classification import Classification
+from fgvc_ext.training.config import EngineConfig, OptimConfig
+from fgvc_ext.training.device import choose_device, worker_count
+from fgvc_ext.training.evaluation import add_sums
+from fgvc_ext.training.optimisation import last_factor
+from fgvc_ext.training.sampling import evaluation_loader
+
+
+class Embedding(Protocol):
+    """A classifier of embeddings, such as `models.ELoPE`."""
+
+    classifier: nn.Module
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images [N,3,H,W] → embeddings [N,E]."""
+
+
+class EmbeddingClassification(Classification):
+    """L = L_CE + λ · L_e (ELoPE, eq. 1 and 5).
+
+    Args:
+        model: `embed(images) -> [N,E]`, `classifier(embeddings) -> scores [N,C]`, and `parameter_groups()`.
+        loss: of scores [N,C] and labels [N].
+        embedding_loss: `nn.ClassMeanLoss`, whose parts "within" and "between" are then logged; None: L_CE alone.
+        weight: λ; the paper's is 2.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: nn.Module, embedding_loss: nn.Module | None, *, weight: float = 2.0
+    ) -> None:
+        super().__init__(model, loss)
+        if embedding_loss is not None:
+            self.losses["embedding"] = embedding_loss
+        self.weight = weight
+
+    def step(self, batch: Batch) -> dict[str, Any]:
+        labels, model = batch["label"], self.model
+        embeddings: Tensor = model.embed(batch["image"])  # type: ignore[operator]
+        scores = model.classifier(embeddings)  # type: ignore[operator]
+        loss, n = self.loss(scores, labels), len(labels)
+        logs = {"correct": (scores.detach().argmax(1) == labels).sum()}
+        if "embedding" in self.losses:
+            part: Any = self.losses["embedding"]
+            loss = loss + self.weight * part(embeddings, labels, batch_sizes=self.batch_sizes or None)
+            # Of the global batch, so every process reports the same mean.
+            logs |= {"within": part.within * n, "between": part.between * n}
+        return {"loss": loss, "logs": logs, "n": n}
+
+
+class FineTunedPooling(EmbeddingClassification):
+    """The fine-tuning of pooling weights: they have the stage's rate and schedule, everything else goes on as before.
+
+    Args:
+        model: its `pooling.weight` are the weights.
+        before: how the model was trained before, whose last rates the rest of it keeps.
+    """
+
+    def __init__(self, *arguments: Any, before: OptimConfig, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.before = before
+
+    def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
+        weight: Any = self.model.pooling.weight  # type: ignore[union-attr]
+        groups, factor = super().param_groups(self.before), last_factor(self.before)
+        rest = [[parameter for parameter in group["params"] if parameter is not weight] for group in groups]
+        steady = [
+            {"params": parameters, "lr": group["lr"] * factor, "constant": True}
+            for parameters, group in zip(rest, groups, strict=True)
+        ]
+        return [*steady, {"params": [weight], "lr": config.lr, "constant": False}]
+
+
+def mean_embeddings(
+    model: Embedding, samples: Samples, classes: int, engine: EngineConfig, *, normalize: bool = True
+) -> Tensor:
+    """The mean of each class's embeddings over all samples, in evaluation: float32 [C,E] on the CPU.
+
+    A class without samples has zeros. Every process embeds its share, and all get the whole.
+
+    Args:
+        model: a module whose `embed` takes the samples' images.
+        normalize: bring every embedding to length one first, as the class-mean loss does.
+    """
+    device, sums = choose_device(engine.device), dict[str, Tensor]()
+    embed = model.to(device).eval().embed  # type: ignore[attr-defined]
+    rows = distributed.own_rows(len(samples))
+    loader = evaluation_loader(samples, rows, engine.eval_batch_size, workers=worker_count(engine))
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                if len(batch["label"]):
+                    found = embed(to_device(batch, device, normalise=samples.normalise)["image"]).cpu().double()
+                    found = nn.functional.normalize(found) if normalize else found
+                    total = found.new_zeros(classes, found.shape[1]).index_add_(0, batch["label"], found)
+                    add_sums(sums, {"total": total, "count": torch.bincount(batch["label"], minlength=classes)})
+    finally:
+        loader.close()
+    sums = distributed.reduce_sums(sums)
+    return (sums["total"] / sums["count"].clamp(min=1)[:, None]).float()

@@ -1,0 +1,434 @@
+"""train/elope.py from its command line to the model that it ships, in miniature."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import job
+import pytest
+import torch
+from test_step import waiting_for_nothing
+from toy_training import Child, traces
+
+from fgvc_ext.cli.train import load_driver
+from fgvc_ext.data.boxed import Boxed, boxes_of
+from fgvc_ext.data.loading import to_device
+from fgvc_ext.data.pipeline import load_datasets
+from fgvc_ext.models import ELoPE, LocalisationModule, MeanFeatureMap, load
+from fgvc_ext.models.weights_file import load_weights_file
+from fgvc_ext.reference.class_mean_loss import class_mean_loss
+from fgvc_ext.training import EngineConfig, Result
+from fgvc_ext.training.checkpoints import load_checkpoint
+from fgvc_ext.training.sampling import EpochBatches, training_loader
+from fgvc_ext.training.step import TrainingStep
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+OPTIONS = {
+    "data.classes": 4,
+    "data.train-per-class": 6,
+    "data.test-per-class": 3,
+    "data.image-size": 48,
+    "data.resize": 64,
+    "data.crop": 32,
+    "method.embedding-dim": 8,
+    "method.min-size": 2,
+    "optim.epochs": 2,
+    "optim.batch-size": 8,
+    "optim.warmup-epochs": 0,
+    "localiser.epochs": 1,
+    "localiser.batch-size": 12,
+    "fine-tuning.epochs": 1,
+    "fine-tuning.batch-size": 12,
+    "engine.workers": 0,
+    "engine.eval-every": 1,
+}
+SMALL = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
+
+
+def elope():
+    return load_driver(HERE.parents[1] / "train/elope.py")
+
+
+def run(folder: Path, *more: str) -> int:
+    """What a child process runs: the whole pipeline, without a report."""
+    torch.set_num_threads(1)
+    return elope().DRIVER.main(["demo", "--out", str(folder), *SMALL, "--report", "False", *more])
+
+
+@pytest.fixture(scope="module")
+def driver():
+    return elope()
+
+
+@pytest.fixture(scope="module")
+def finished(driver, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("elope") / "run"
+    assert driver.DRIVER.main(["demo", "--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+def _config(driver, *more: str):
+    return driver.DRIVER.read_arguments(["demo", *SMALL, *more])
+
+
+def _plan(driver, *more: str):
+    config = _config(driver, *more)
+    return {stage.name: stage for stage in driver.stages(config, load_datasets(config.data, config.seed))}
+
+
+def _results(folder: Path) -> dict[str, Result]:
+    stages = json.loads((folder / "run.json").read_text())["stages"]
+    return {s["name"]: Result(folder / name, sha) for s in stages for name, sha in s["outputs"].items()}
+
+
+# ---------------------------------------------------------------- the whole pipeline
+
+
+def test_four_stages_lead_to_one_network(finished):
+    facts = json.loads((finished / "run.json").read_text())
+    assert facts["status"] == "finished"
+    names = ["classifier", "localiser", "boxes", "localisation", "crops", "means", "weighted"]
+    assert [(stage["name"], stage["status"]) for stage in facts["stages"]] == [(name, "done") for name in names]
+    assert facts["stages"][1]["headline"] == "smooth_l1"
+    read = {name: (finished / f"weights/{name}.safetensors").read_bytes() for name in ("crops", "weighted", "last")}
+    assert read["last"] == read["weighted"] != read["crops"]
+    page = (finished / "report.html").read_text()
+    for words in ("What it costs", "Localisation", "Activations", "Heat maps", "Boxes", "mean feature map", "IoU"):
+        assert words in page, words
+    table = json.loads((finished / "artefacts/localisation.json").read_text())
+    assert set(table) == {"mean feature map", "localisation module"}
+    assert all(0 <= row["accuracy"] <= 1 and 0 <= row["mean_iou"] <= 1 for row in table.values())
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {"train_within", "train_between", "train_accuracy"} <= set(lines[0])
+
+
+def test_the_boxes_are_those_that_a_prediction_looks_at(driver, finished):
+    with (finished / "artefacts/boxes.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 24 + 12
+    config = _config(driver)
+    test = load_datasets(config.data, config.seed).test
+    boxes, model = boxes_of(finished / "artefacts/boxes.csv", test), load(finished / "weights/last.safetensors")
+    assert isinstance(model, ELoPE)
+    assert isinstance(model.localiser, LocalisationModule)
+    assert model.pooling.weight is not None
+    found = model.predict([test.load(i) for i in range(12)], top=2)
+    for i, prediction in enumerate(found):
+        assert prediction.box == pytest.approx(boxes[i].tolist(), abs=1e-3)
+        assert len(prediction.names) == 2
+    assert model.localiser.state_dict().keys() == load(finished / "weights/localiser.safetensors").state_dict().keys()
+
+
+def test_the_module_in_the_network_is_the_one_that_was_trained(finished):
+    module = load(finished / "weights/localiser.safetensors").state_dict()
+    shipped = load(finished / "weights/last.safetensors").localiser.state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in module.items())
+
+
+def test_what_is_trained_on_and_evaluated(driver, finished):
+    plan, results = _plan(driver), _results(finished)
+    whole, crops = plan["classifier"].train({}), plan["crops"].train(results)
+    assert isinstance(crops.dataset, Boxed)
+    assert not isinstance(whole.dataset, Boxed)
+    assert tuple(whole[0, 1]["image"].shape) == tuple(crops[0, 1]["image"].shape) == (3, 32, 32)
+    evaluated = plan["weighted"].evaluations(results)["test"]
+    assert tuple(evaluated[0, 1]["image"].shape) == (3, 64, 64), "by the whole path: it finds the object itself"
+    task = plan["weighted"].build(results)
+    means = load_weights_file(results["means"].path)[0]["means"]
+    assert torch.equal(task.losses["embedding"].class_means, means)
+    assert (means.norm(dim=1) <= 1 + 1e-5).all()
+    before = load(results["crops"].path)
+    assert all(torch.equal(value, task.model.state_dict()[name]) for name, value in before.state_dict().items())
+    assert (task.model.pooling.weight == 1).all()
+
+
+def test_images_and_crops_start_from_the_same_weights(driver, finished):
+    file = finished / "weights/classifier.safetensors"
+    plan, results = _plan(driver, "--model.weights", str(file)), _results(finished)
+    known, module = load(file).backbone.state_dict(), load(results["localiser"].path).state_dict()
+    for name, earlier in (("classifier", {}), ("crops", results)):
+        task = plan[name].build(earlier)
+        assert "tensors loaded" in plan[name].start(task)
+        assert all(torch.equal(value, known[key]) for key, value in task.model.backbone.state_dict().items())
+        assert "weights" in plan[name].inputs
+    assert all(torch.equal(value, module[key]) for key, value in task.model.localiser.state_dict().items())
+
+
+def test_the_fine_tunings_rate_is_that_of_the_weights_alone(driver, finished):
+    more = ["--optim.schedule", "step", "--optim.step-epochs", "1", "--optim.lr", "0.003"]
+    more += ["--fine-tuning.epochs", "2", "--fine-tuning.schedule", "step", "--fine-tuning.step-epochs", "1"]
+    stage = _plan(driver, *more)["weighted"]
+    optim = replace(stage.optim, lr=0.001)
+    step = TrainingStep(stage.build(_results(finished)), optim, EngineConfig(precision="fp32"), CPU, 1)
+    weight = step.task.model.pooling.weight
+
+    def rates():
+        return {
+            "weights" if any(p is weight for p in group["params"]) else "rest": group["lr"]
+            for group in step.optimizer.param_groups
+        }
+
+    assert rates() == pytest.approx({"weights": 0.001, "rest": 0.003 * 0.1})
+    step.leave_out()
+    assert rates() == pytest.approx({"weights": 0.0001, "rest": 0.003 * 0.1})
+    again = TrainingStep(stage.build(_results(finished)), optim, EngineConfig(precision="fp32"), CPU, 1)
+    again.load_state_dict(step.state_dict())
+    again.leave_out()
+    assert sorted(group["lr"] for group in again.optimizer.param_groups)[0] == pytest.approx(0.00001)
+    assert max(group["lr"] for group in again.optimizer.param_groups) == pytest.approx(0.0003)
+
+
+def test_no_stage_waits_in_a_step(driver, finished):
+    results = _results(finished)
+    for name, stage in _plan(driver).items():
+        if not hasattr(stage, "train"):
+            continue
+        training = stage.training({need: results[need] for need in stage.needs})
+        step = TrainingStep(training.build(), training.optim, EngineConfig(precision="fp32"), CPU, 3)
+        frozen = getattr(step.task, "teacher", None)
+        assert (frozen is not None) == (name == "localiser")
+        for number, loaded in enumerate(training_loader(training.train, EpochBatches(24, 8, 0), workers=0)):
+            batch = to_device(loaded, CPU, normalise=training.train.normalise)
+            if number == 0:
+                step(batch, number, [8])
+            else:
+                with waiting_for_nothing():
+                    step(batch, number, [8])
+
+
+def test_the_loss_is_the_papers(driver):
+    task = _plan(driver)["classifier"].build({})
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 1, 2, 0, 3])
+    means = task.losses["embedding"].class_means.clone()
+    task.batch_sizes = (6,)
+    answer = task.step({"image": images, "label": labels})
+    embeddings = task.model.embed(images)
+    within, between, moved = class_mean_loss(embeddings, labels, means)
+    entropy = torch.nn.functional.cross_entropy(task.model.classifier(embeddings), labels)
+    torch.testing.assert_close(answer["loss"], entropy + 2 * (within + between), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task.losses["embedding"].class_means[labels], moved, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- switches
+
+
+@pytest.mark.parametrize(
+    ("localisation", "names"),
+    [
+        ("off", ["classifier", "means", "weighted"]),
+        ("true", ["crops", "means", "weighted"]),
+        ("mean", ["classifier", "boxes", "localisation", "crops", "means", "weighted"]),
+    ],
+)
+def test_the_stages_of_a_localisation(localisation, names, driver):
+    plan = _plan(driver, "--method.localisation", localisation)
+    assert list(plan) == names
+    assert list(_plan(driver, "--method.localisation", localisation, "--method.weights", "False")) == names[:-2]
+    without = _plan(driver, "--method.localisation", localisation, "--method.embedding-loss", "none")
+    assert list(without) == [name for name in names if name != "means"]
+
+
+@pytest.mark.parametrize("localisation", ["off", "true", "mean"])
+def test_every_localisation_trains_to_its_end(localisation, tmp_path):
+    more = ["--method.localisation", localisation, "--optim.epochs", "1", "--data.train-per-class", "4"]
+    assert run(tmp_path / "run", *more) == 0
+    model = load(tmp_path / "run/weights/last.safetensors")
+    assert (model.localiser is not None) == (localisation == "mean")
+    if localisation == "mean":
+        assert isinstance(model.localiser, MeanFeatureMap)
+        assert len(model.predict([torch.zeros(3, 50, 40, dtype=torch.uint8)])[0].box) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "gamma", "normalize"),
+    [
+        ("within", "paper", 0.0, True),
+        ("within+between", "paper", 16.0, True),
+        ("centre", "centre", 16.0, False),
+        ("dff", "dff", 16.0, False),
+        ("none", None, None, None),
+    ],
+)
+def test_the_embedding_losses_of_table_5(name, variant, gamma, normalize, driver):
+    task = _plan(driver, "--method.embedding-loss", name)["classifier"].build({})
+    if variant is None:
+        assert list(task.losses) == ["main"]
+        return
+    loss = task.losses["embedding"]
+    assert (loss.variant, loss.gamma, loss.normalize) == (variant, gamma, normalize)
+    task.step({"image": torch.randn(6, 3, 32, 32), "label": torch.arange(6) % 4})["loss"].backward()
+
+
+def test_settings_reach_network_and_losses(driver):
+    given = ["--method.k", "2", "--method.alpha", "0.3", "--method.margin", "0.5", "--method.gamma", "8"]
+    given += ["--method.loss-weight", "1.5", "--method.variant", "official", "--optim.label-smoothing", "0.1"]
+    task = _plan(driver, *given)["classifier"].build({})
+    loss = task.losses["embedding"]
+    assert (task.model.pooling.k, loss.alpha, loss.margin, loss.gamma) == (2, 0.3, 0.5, 8.0)
+    assert (loss.variant, task.weight, task.loss.label_smoothing) == ("official", 1.5, 0.1)
+    gap = _plan(driver, "--method.pooling", "gap", "--method.weights", "False")["classifier"].build({})
+    assert gap.model.settings()["pooling"] == "gap"
+
+
+def test_a_threshold_makes_only_what_follows_from_it_stale(driver, finished, capsys):
+    before = (finished / "run.json").read_bytes()
+    assert driver.DRIVER.main(["demo", "--out", str(finished), *SMALL, "--method.threshold", "0.6"]) == 1
+    assert "stage boxes of the run" in capsys.readouterr().err
+    assert (finished / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--data.resize", "63"],
+            "--data.resize: expected at least 64, twice the crop, with --method.localisation module",
+        ),
+        (["--method.pooling", "gap"], "--method.weights: expected False with --method.pooling gap: only gkmp has some"),
+        (["--method.k", "5"], "k must be at most H*W = 2*2 = 4, got 5"),
+        (["--method.threshold", "nan"], "--method.threshold: expected at least 0, got nan"),
+        (["--optim.batch-size", "1"], "model.embedding.1 (BatchNorm1d) needs two images"),
+        (["--optim.accumulate", "2"], "losses.embedding (ClassMeanLoss) is a loss of the whole batch"),
+        (["--data.rotation", "190"], "expected a rotation from 0 to 180 degrees"),
+    ],
+)
+def test_errors_are_one_clear_line(driver, arguments, message, tmp_path, capsys):
+    assert driver.DRIVER.main(["demo", "--out", str(tmp_path / "x"), *SMALL, *arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_true_boxes_that_are_not_there_are_missed_by_name(driver, tmp_path, capsys):
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(tmp_path / split / name / f"{number}.png")
+    words = ["folder", "--data.root", str(tmp_path), "--model.weights", "none", "--model.backbone", "resnet10_narrow"]
+    words += ["--method.localisation", "true", "--out", str(tmp_path / "run"), *SMALL[8:]]
+    assert driver.DRIVER.main(words) == 1
+    assert "folder train: the images have no true boxes" in capsys.readouterr().err
+
+
+def test_the_papers_recipe_is_in_the_presets(driver):
+    for name, threshold in (("cub", 0.3), ("cars", 0.2), ("aircraft", 0.2)):
+        config = driver.PRESETS[name][1]
+        assert (config.data.name, config.model.backbone, config.model.weights) == (name, "resnet50", "imagenet")
+        assert (config.data.crop, config.data.keep_ratio, config.data.resize) == (448, False, 896)
+        assert (config.data.rotation, config.data.jitter, config.data.lighting) == (20.0, 0.4, 0.1)
+        optim, method = config.optim, config.method
+        assert (optim.batch_size, optim.lr, optim.weight_decay, optim.momentum) == (14, 0.003, 0.001, 0.9)
+        assert (optim.epochs, optim.schedule, optim.step_epochs, optim.step_factor) == (90, "step", 30, 0.1)
+        assert (method.k, method.loss_weight, method.alpha, method.gamma, method.margin) == (4, 2.0, 0.5, 16.0, 0.75)
+        assert (method.threshold, method.min_size, method.embedding_dim) == (threshold, 10, 512)
+        local, fine = config.localiser, config.fine_tuning
+        assert (local.batch_size, local.lr, local.weight_decay, local.epochs, local.step_epochs) == (
+            16,
+            0.003,
+            0.001,
+            45,
+            15,
+        )
+        assert (fine.lr, fine.step_epochs, fine.epochs, method.localiser_rotation) == (0.001, 20, 30, 30.0)
+
+
+def test_accuracy_over_k_is_read_from_runs(driver, finished, tmp_path):
+    from fgvc_ext.explain.elope import _k_and_accuracy, accuracy_over_k
+
+    stages = json.loads((finished / "run.json").read_text())["stages"]
+    assert _k_and_accuracy(finished) == (4, stages[-1]["accuracy"]["last"])
+    assert len(accuracy_over_k([finished, finished]).axes) == 1
+    with pytest.raises(ValueError, match="expected a finished ELoPE run"):
+        accuracy_over_k([tmp_path])
+
+
+# ---------------------------------------------------------------- interrupted, and in several processes
+
+
+# 24 images: what a whole run leaves behind, in its order
+STEPS = {"classifier": 6, "localiser": 2, "crops": 6, "weighted": 2}
+LEFT = {"localiser": ["boxes.csv", "localisation.json"], "crops": ["means.safetensors"]}
+EVENTS = [
+    event
+    for stage, steps in STEPS.items()
+    for event in (
+        *(f"checkpoints/{stage}-e*-s{step:09d}.json" for step in range(1, steps + 1)),
+        f"weights/{stage}.safetensors",
+        *(f"artefacts/{name}" for name in LEFT.get(stage, ())),
+    )
+]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    options, dice = ["--engine.checkpoint-every", "1"], random.Random(0)
+    code, text = Child(tmp_path / "output", run, tmp_path / "whole", *options).ended()
+    assert code == 0, text
+    for place in sorted(dice.sample(range(len(EVENTS) - 1), 10)):
+        child = Child(tmp_path / "output", run, tmp_path / "run", *options)
+        while child.process.is_alive() and not list((tmp_path / "run").glob(EVENTS[place])):
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.05))
+        child.process.kill()
+        assert child.ended()[0] == -signal.SIGKILL, f"it ended before {EVENTS[place]} was there: {child.text()}"
+    code, text = Child(tmp_path / "output", run, tmp_path / "run", *options).ended()
+    assert code == 0, text
+    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+    for name in ("boxes.csv", "localisation.json", "means.safetensors"):
+        assert (tmp_path / "run/artefacts" / name).read_bytes() == (tmp_path / "whole/artefacts" / name).read_bytes()
+
+
+def without_statistics(folder: Path) -> int:
+    """The classifier's stage, whose batch norms are taken out: their statistics are those of a process' share."""
+    torch.set_num_threads(1)
+    module = elope()
+    usual = module.Pipeline.network
+
+    def network(self, earlier, weighted=False):
+        model = usual(self, earlier, weighted)
+        for parent in list(model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
+                    setattr(parent, name, torch.nn.Identity())
+        return model
+
+    module.Pipeline.network = network
+    more = ["--method.localisation", "off", "--method.weights", "False", "--report", "False", "--optim.lr", "0.001"]
+    # 24 images in batches of 9: shares of 5 and 4, and of 3 and 3
+    return module.DRIVER.main(["demo", "--out", str(folder), *SMALL, *more, "--optim.batch-size", "9"])
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    job.run(tmp_path / "two-output", 2, without_statistics, tmp_path / "two")
+    job.run(tmp_path / "one-output", 1, without_statistics, tmp_path / "one")
+    one, two = (load_checkpoint(max((tmp_path / name / "checkpoints").glob("*.pt"))) for name in ("one", "two"))
+    means = "losses.embedding.class_means"
+    torch.testing.assert_close(two["step"]["task"][means], one["step"]["task"][means], rtol=1e-4, atol=1e-5)
+    for name, value in one["step"]["task"].items():
+        torch.testing.assert_close(two["step"]["task"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_two_processes_finish_all_stages(tmp_path):
+    job.run(tmp_path / "output", 2, run, tmp_path / "run", "--optim.epochs", "1", "--optim.batch-size", "7")
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert (facts["status"], len(facts["stages"])) == ("finished", 7)
+    with (tmp_path / "run/artefacts/boxes.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 36
+
+
+def test_shares_of_one_image_are_refused_by_name(tmp_path):
+    ended = [
+        child.ended() for child in job.start(tmp_path / "output", 2, run, tmp_path / "run", "--optim.batch-size", "3")
+    ]
+    assert [code for code, _ in ended] == [1, 1]
+    assert "expected at least 4 images for 2 process(es), got 3: model.embedding.1 (BatchNorm1d)" in ended[0][1]
