@@ -38,7 +38,7 @@ $(VENV)/built-for-tests: $(VENV)/test-environment $(SOURCES)
 	touch $@ $(VENV)/built
 
 demo: $(VENV)/built
-	$(BIN)/python train/subtle_differences.py demo --out runs/demo $(ARGS)
+	$(BIN)/fgvc-ext demo --out runs/demo $(ARGS)
 
 test: $(VENV)/built-for-tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)

@@ -12,6 +12,7 @@ import datetime
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +21,12 @@ from timing import Contender, Times, keep_freed_memory, measure
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from fgvc_ext.models import SubtleDifferences, build_backbone
+from fgvc_ext.models import ELoPE, KnowledgeTransfer, SubtleDifferences, build_backbone
 from fgvc_ext.models.backbone import Backbone
-from fgvc_ext.nn import GradientBoostingCrossEntropyLoss
+from fgvc_ext.nn import ClassMeanLoss, GradientBoostingCrossEntropyLoss
 from fgvc_ext.training import Classification, EngineConfig, OptimConfig
+from fgvc_ext.training.attention_transfer import AttentionTransfer
+from fgvc_ext.training.embedding import EmbeddingClassification
 from fgvc_ext.training.step import TrainingStep
 from fgvc_ext.training.task import Task
 
@@ -58,8 +61,25 @@ def block_and_loss(network: Network) -> Task:
     return Classification(SubtleDifferences(network(), CLASSES), GradientBoostingCrossEntropyLoss())
 
 
+def elope(network: Network) -> Task:
+    loss = nn.CrossEntropyLoss()
+    return EmbeddingClassification(ELoPE(network(), CLASSES), loss=loss, embedding_loss=ClassMeanLoss(CLASSES, 512))
+
+
+def knowledge_transfer(teachers: int, network: Network) -> Task:
+    models = [KnowledgeTransfer(network(), CLASSES) for _ in range(teachers + 1)]
+    return AttentionTransfer(models[0], nn.CrossEntropyLoss(), models[1:], alpha=0.5)
+
+
 METHODS = [
     Method("subtle_differences", block_and_loss, share=0.01),
+    Method("elope", elope, share=0.02),
+    *(
+        Method(
+            f"knowledge_transfer, {count} teachers", partial(knowledge_transfer, count), ratio=(1 + count / 3) * 1.05
+        )
+        for count in (1, 2, 4)
+    ),
 ]
 """A line for each driver."""
 

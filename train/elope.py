@@ -27,10 +27,11 @@ from fgvc_ext.models.config import ModelConfig
 from fgvc_ext.models.localiser import Localiser
 from fgvc_ext.models.weights_file import load_weights_file
 from fgvc_ext.nn import ClassMeanLoss
-from fgvc_ext.training import Artefact, EngineConfig, Frozen, OptimConfig, Results, RunConfig, Stage, at_least
+from fgvc_ext.training import Artefact, Frozen, OptimConfig, Results, RunConfig, Stage, at_least
 from fgvc_ext.training.driver import Driver
 from fgvc_ext.training.embedding import EmbeddingClassification, FineTunedPooling, mean_embeddings
 from fgvc_ext.training.localisation import HeatMapRegression, boxes_file, find_boxes, localisation_accuracy
+from fgvc_ext.training.presets import demo, demo_data
 
 if TYPE_CHECKING:  # it needs matplotlib, and only a report does
     from fgvc_ext.explain.document import Section
@@ -106,15 +107,13 @@ def _paper(name: Any, threshold: float = 0.3) -> Config:
 PRESETS = {
     "demo": (
         "Synthetic birds on a CPU, in less than a minute: all four stages.",
-        Config(
-            data=DataConfig(name="synthetic", resize=160, crop=80, keep_ratio=False),
-            model=ModelConfig(backbone="resnet10_narrow"),
+        demo(
+            Config,
+            "elope",
+            data=demo_data(image_size=224, resize=224, keep_ratio=False),
             method=MethodConfig(embedding_dim=128, threshold=0.5, localiser_rotation=0.0),
-            optim=OptimConfig(epochs=8, batch_size=30, lr=0.05, weight_decay=5e-4, schedule="cosine", warmup_epochs=1),
-            localiser=OptimConfig(epochs=4, batch_size=30, lr=0.01, schedule="cosine", new_layers=()),
+            localiser=OptimConfig(epochs=6, batch_size=30, lr=0.01, schedule="cosine", new_layers=()),
             fine_tuning=OptimConfig(epochs=2, batch_size=30, lr=0.01, schedule="constant", weight_decay=5e-4),
-            engine=EngineConfig(channels_last=True, eval_every=4),
-            out=Path("runs/elope-demo"),
         ),
     ),
     "folder": ("Your own images: ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg.", _paper("folder")),

@@ -24,11 +24,12 @@ from fgvc_ext.models import Ensemble, KnowledgeTransfer, Model, load
 from fgvc_ext.models.config import ModelConfig
 from fgvc_ext.models.ensemble import Average
 from fgvc_ext.models.knowledge_transfer import Head
-from fgvc_ext.training import Artefact, EngineConfig, OptimConfig, Results, RunConfig, Stage, at_least
+from fgvc_ext.training import Artefact, OptimConfig, Results, RunConfig, Stage, at_least
 from fgvc_ext.training.attention_transfer import AttentionTransfer, Balance
 from fgvc_ext.training.device import choose_device
 from fgvc_ext.training.driver import Driver
 from fgvc_ext.training.ensembles import Epoch, ensemble_artefact, weights_of
+from fgvc_ext.training.presets import demo
 from fgvc_ext.training.sampling import derive_seed
 
 
@@ -70,14 +71,7 @@ def recipe(data: DataConfig) -> Config:
 PRESETS = {
     "demo": (
         "Synthetic birds on a CPU, under a minute: two models with the method, two without.",
-        Config(
-            data=DataConfig(name="synthetic", resize=128, crop=112, train_per_class=15),
-            model=ModelConfig(backbone="resnet10_narrow"),
-            method=MethodConfig(models=2, baseline=True),
-            optim=OptimConfig(epochs=8, batch_size=30, lr=0.05, weight_decay=5e-4, schedule="cosine", warmup_epochs=1),
-            engine=EngineConfig(eval_every=4),
-            out=Path("runs/kt_demo"),
-        ),
+        demo(Config, "knowledge_transfer", method=MethodConfig(models=2, baseline=True)),
     ),
     "folder": (
         "Your own images: ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg.",
@@ -87,6 +81,8 @@ PRESETS = {
         "CUB-200-2011 with the paper's recipe: five ResNet-50 from ImageNet weights, 448 px, 100 epochs.",
         recipe(DataConfig(name="cub")),
     ),
+    "cars": ("Stanford Cars with the same recipe.", recipe(DataConfig(name="cars"))),
+    "aircraft": ("FGVC-Aircraft with the same recipe.", recipe(DataConfig(name="aircraft"))),
 }
 
 
@@ -95,12 +91,8 @@ def build_task(config: Config, classes: list[str], earlier: Results) -> Attentio
     method = config.method
     model = KnowledgeTransfer(config.model.build(), len(classes), head=method.head)
     model.classes, model.preprocessing = classes, config.model.preprocessing(config.data)
-    if method.alpha and method.models > 1 and not any(p.requires_grad for p in model.backbone.parameters()):
-        groups = ", ".join(model.backbone.groups())
-        raise ValueError(
-            f"--model.frozen-until: expected a group before the last of {groups}: the orthogonal loss moves the map of "
-            "the last, which is frozen"
-        )
+    if method.alpha > 0:
+        model.backbone.require_trainable_map("knowledge transfer")
     teachers = [load(weights_of(result, method.teacher)) for result in earlier.values()]
     loss = nn.CrossEntropyLoss(label_smoothing=config.optim.label_smoothing)
     return AttentionTransfer(model, loss, teachers, alpha=method.alpha, balance=method.balance)

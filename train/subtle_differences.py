@@ -25,8 +25,9 @@ from fgvc_ext.models import SubtleDifferences
 from fgvc_ext.models.config import ModelConfig
 from fgvc_ext.models.subtle_differences import suppression_for
 from fgvc_ext.nn import GradientBoostingCrossEntropyLoss
-from fgvc_ext.training import Classification, EngineConfig, OptimConfig, Results, RunConfig, Stage, at_least
+from fgvc_ext.training import Classification, Results, RunConfig, Stage, at_least
 from fgvc_ext.training.driver import Driver
+from fgvc_ext.training.presets import demo
 
 
 @dataclass
@@ -71,15 +72,8 @@ def _paper(name: Any, **options: Any) -> Config:
 
 PRESETS = {
     "demo": (
-        "Synthetic birds on a CPU, about two minutes: the plain network and ours.",
-        Config(
-            data=DataConfig(name="synthetic", resize=128, crop=112),
-            model=ModelConfig(backbone="resnet10_narrow"),
-            method=MethodConfig(compare_plain=True, patch_size=2),
-            optim=OptimConfig(epochs=12, batch_size=30, lr=0.05, weight_decay=5e-4, schedule="cosine", warmup_epochs=1),
-            engine=EngineConfig(channels_last=True, eval_every=2),
-            out=Path("runs/demo"),
-        ),
+        "Synthetic birds on a CPU, under a minute: the plain network and ours.",
+        demo(Config, "subtle_differences", method=MethodConfig(compare_plain=True)),
     ),
     "folder": (
         "Your own images: ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg.",

@@ -104,7 +104,7 @@ def explain_ensembles(
     models = {name: load(files[name], device) for name in names}
     prepare = next(iter(models.values())).preprocessing
     seen = dataset.subset(evenly_spaced(len(dataset), images))
-    scene = Scene(seen, CentreCrop(prepare.resize, prepare.crop), prepare.transform())
+    scene = Scene(seen, CentreCrop(prepare.resize, prepare.crop, prepare.keep_ratio), prepare.transform())
     chosen = [int((n + 0.5) * len(seen) / min(rows, len(seen))) for n in range(min(rows, len(seen)))]
     maps = _looks(scene, models, batch_size, chosen)
     _save_maps(

@@ -13,7 +13,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def demo(kind: type[Config], name: str, **groups: Any) -> Config:
-    """The preset "demo" of a driver: 30 synthetic species of 8 images, fine-tuned in seconds from `birds` weights.
+    """The preset "demo" of a driver: 30 synthetic species of 4 images, fine-tuned in seconds from `birds` weights.
 
     Hard enough that the plain network ends near 80 %, so that a method can be better as well as worse. Chosen on the
     species of other seeds than the one that is shown.
@@ -23,10 +23,10 @@ def demo(kind: type[Config], name: str, **groups: Any) -> Config:
         groups: its method, and what differs from the other drivers.
     """
     common = {
-        "data": DataConfig(name="synthetic", resize=128, crop=112, classes=30, train_per_class=8),
+        "data": demo_data(),
         "model": ModelConfig(backbone="resnet10_narrow", weights="birds"),
         "optim": demo_optim(),
-        "engine": EngineConfig(eval_every=2),
+        "engine": EngineConfig(eval_every=5),
         "out": Path("runs") / f"{name}_demo",
     }
     return kind(**{**common, **groups})
@@ -34,5 +34,11 @@ def demo(kind: type[Config], name: str, **groups: Any) -> Config:
 
 def demo_optim(**changes: Any) -> OptimConfig:
     """How a demo trains."""
-    settings = {"epochs": 8, "batch_size": 30, "lr": 0.02, "new_layers_lr": 0.1, "weight_decay": 5e-4}
+    settings = {"epochs": 10, "batch_size": 30, "lr": 0.02, "new_layers_lr": 0.1, "weight_decay": 5e-4}
     return OptimConfig(**{**settings, "schedule": "cosine", "warmup_epochs": 1, **changes})
+
+
+def demo_data(**changes: Any) -> DataConfig:
+    """What a demo trains on."""
+    settings = {"name": "synthetic", "resize": 128, "crop": 112, "classes": 30, "train_per_class": 4}
+    return DataConfig(**{**settings, **changes})
