@@ -135,8 +135,8 @@ def test_check_command(root, capsys):
 
 def test_load_dataset_names_what_it_knows(root):
     assert isinstance(load_dataset("folder", root, "test"), ImageFolder)
-    with pytest.raises(ValueError, match="expected one of cub, folder, synthetic, got 'cars'"):
-        load_dataset("cars", root)
+    with pytest.raises(ValueError, match="expected one of aircraft, cars, cub, dogs, folder, gtos, synthetic, got 'boats'"):
+        load_dataset("boats", root)
     with pytest.raises(ValueError, match="'folder': expected the folder that holds it as root, got None"):
         load_dataset("folder")
     with pytest.raises(ValueError, match="takes no root"):
