@@ -53,6 +53,8 @@ class ELoPE(Model, method="elope"):
         localiser: finds the box; needs `size`. It is not trained with the rest.
     """
 
+    trained_before = ("localiser",)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -108,7 +110,7 @@ class ELoPE(Model, method="elope"):
             if self.localiser is not None:
                 raise ValueError(
                     f"ELoPE: expected images [N,3,H,W], of which the localiser cuts, got {list(images.shape)}: the "
-                    "output of frozen layers serves training, but no evaluation within it (--engine.eval-every EPOCHS)"
+                    "output of frozen layers serves training, but no evaluation"
                 )
             return images, None
         if self.size is None:

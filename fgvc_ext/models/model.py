@@ -56,12 +56,14 @@ class Model(nn.Module):
     Attributes:
         method: its name in weights files.
         is_classifier: False for a part of a pipeline whose `forward` gives no scores, such as a localisation module.
+        trained_before: parts that come trained from elsewhere; weights to start from are not loaded into them.
         classes: names of the classes; empty until a training sets them.
         preprocessing: from an image file to what `forward` takes.
     """
 
     method: ClassVar[str]
     is_classifier: ClassVar[bool] = True
+    trained_before: ClassVar[tuple[str, ...]] = ()
     classes: list[str]
     preprocessing: Preprocessing
 

@@ -16,6 +16,7 @@ from fgvc_ext.models.model import Model, backbone_groups
 from fgvc_ext.models.timm_backbone import TimmBackbone
 
 HEADS = ("fc.", "classifier.", "head.")  # classifiers of torchvision's, timm's and our models, left out of backbones
+LATER = ("localiser.", "pooling.")  # what ELoPE's network has from later stages than the one that starts from a file
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # "denselayer3.norm.1.weight"
 PARENTS = ("backbone.", "body.model.", "backbone.body.model.")  # where a model of ours keeps its layers, timm's too
@@ -34,7 +35,7 @@ class LoadReport:
     interpolated: list[str] = field(default_factory=list)
     """Position embeddings and the like of another grid, which timm has fitted to the model's."""
     left_out: list[str] = field(default_factory=list)
-    """The classifier of the file, which is no part of the model."""
+    """What the file has and the model lacks: a classifier, or what later stages of a run have added."""
 
     def text(self) -> str:
         """Lines for people; that a backbone has no use for the file's classifier is not worth mentioning."""
@@ -59,6 +60,7 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
 
     The names must be the module's, but for classifiers: the module's own may be missing or be for another number of
     classes (it then keeps its initial values, and the report says so), the file's may be one that the module lacks.
+    Parts that a model names in `trained_before` stay as they are, whatever the file has.
 
     Args:
         new_layers: groups of layers (`parameter_groups()` of a model, `groups()` of a backbone) that the file may lack
@@ -68,7 +70,8 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
         FileNotFoundError: no such file. ValueError: not a file of tensors, names that are missing or that the module
             does not have, or tensors of another shape (each is named).
     """
-    own = module.state_dict()
+    kept = tuple(f"{part}." for part in getattr(module, "trained_before", ()))
+    own = {name: value for name, value in module.state_dict().items() if not name.startswith(kept)}
     names = {_own_spelling(name): tensor for name, tensor in _read(Path(file)).items()}
     names, interpolated = _converted_by_timm(module, names)
     rename = _to_own_names(names, own)
@@ -91,7 +94,7 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
     _refuse(
         file,
         missing=[name for name in missing if name.rpartition(".")[0] not in fresh],
-        unexpected=[name for name in unexpected if not name.startswith(HEADS)],
+        unexpected=[name for name in unexpected if not name.startswith((*HEADS, *LATER))],
         reshaped=[text for name, text in shapes.items() if name not in resized],
     )
     loaded = [name for name in own if name in state and name not in shapes]

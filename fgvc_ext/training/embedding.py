@@ -44,6 +44,11 @@ class EmbeddingClassification(Classification):
             self.losses["embedding"] = embedding_loss
         self.weight = weight
 
+    @property
+    def evaluates_images(self) -> bool:
+        """See `Task`: a localiser cuts images in evaluation, a training is given what was cut."""
+        return getattr(self.model, "localiser", None) is not None
+
     def step(self, batch: Batch) -> dict[str, Any]:
         labels, model = batch["label"], self.model
         embeddings: Tensor = model.embed(batch["image"])  # type: ignore[operator]

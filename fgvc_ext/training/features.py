@@ -37,7 +37,8 @@ BATCH = {"cpu": 8, "cuda": 32}
 def with_cached_features(training: Training, task: Task, engine: EngineConfig, stop: StopRequest) -> Training:
     """The training with features in its images' place, where frozen layers see the same images in every epoch.
 
-    Its last evaluation stays that of the whole model on images, unless the backbone's `evaluate_cached` says otherwise.
+    Its last evaluation stays that of the whole model on images, unless the backbone's `evaluate_cached` says otherwise;
+    all do where the task `evaluates_images`.
     Where images are needed, it is unchanged, and a line says why. Called in every process of the job.
 
     Raises:
@@ -53,7 +54,7 @@ def with_cached_features(training: Training, task: Task, engine: EngineConfig, s
     maker, early = _Maker(backbone, engine, training), training.evaluations
     with stop.at_once("the features of frozen layers"):
         train = distributed.on_each(maker.samples, training.train, training.train.dataset.split)
-        if backbone.evaluate_cached or engine.eval_every < training.optim.epochs:
+        if not task.evaluates_images and (backbone.evaluate_cached or engine.eval_every < training.optim.epochs):
             early = {name: distributed.on_each(maker.samples, one, name) for name, one in training.evaluations.items()}
     last = early if backbone.evaluate_cached else training.evaluations
     return replace(training, train=train, early=early, evaluations=last)

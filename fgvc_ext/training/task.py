@@ -65,6 +65,11 @@ class Task(nn.Module):
         """
         return None
 
+    @property
+    def evaluates_images(self) -> bool:
+        """Whether an evaluation needs images also where `frozen_part`'s output serves a training step."""
+        return False
+
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch (counted from 0), for losses that change on the way."""
 

@@ -161,6 +161,22 @@ def test_images_and_crops_start_from_the_same_weights(driver, finished):
     assert all(torch.equal(value, module[key]) for key, value in task.model.localiser.state_dict().items())
 
 
+def test_a_shipped_network_is_what_another_run_starts_from(driver, finished):
+    """All of it is tuned from there, but for what later stages add: this run's own localiser stays."""
+    file = finished / "weights/last.safetensors"
+    plan, results = _plan(driver, "--model.weights", str(file)), _results(finished)
+    known = load(file).state_dict()
+    module = {name: torch.zeros_like(value) for name, value in known.items() if name.startswith("localiser.")}
+    for name, earlier in (("classifier", {}), ("crops", results)):
+        task = plan[name].build(earlier)
+        model = task.model
+        if name == "crops":
+            model.load_state_dict(module, strict=False)
+        plan[name].start(task)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, module[key] if key in module else known[key]), key
+
+
 def test_the_fine_tunings_rate_is_that_of_the_weights_alone(driver, finished):
     more = ["--optim.schedule", "step", "--optim.step-epochs", "1", "--optim.lr", "0.003"]
     more += ["--fine-tuning.epochs", "2", "--fine-tuning.schedule", "step", "--fine-tuning.step-epochs", "1"]
@@ -275,6 +291,17 @@ def test_settings_reach_network_and_losses(driver):
     assert (loss.variant, task.weight, task.loss.label_smoothing) == ("official", 1.5, 0.1)
     gap = _plan(driver, "--method.pooling", "gap", "--method.weights", "False")["classifier"].build({})
     assert gap.model.settings()["pooling"] == "gap"
+
+
+def test_above_frozen_layers_all_evaluations_find_the_object_in_images(driver, tmp_path, capsys):
+    words = ["--model.frozen-until", "layer3", "--data.random-crop", "False", "--data.cache", str(tmp_path / "cache")]
+    words += ["--method.weights", "False", "--model.evaluate-cached", "True", "--report", "False"]
+    assert driver.DRIVER.main(["demo", "--out", str(tmp_path / "run"), *SMALL, *words]) == 0
+    told = [line.partition(":")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("crops: comp")]
+    assert len(told) == 1, "of the crops that it is trained on alone"
+    assert "computing features of 24 images (train) once" in told[0]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [("test_accuracy" in line) for line in lines if line["stage"] == "crops"] == [True, True]
 
 
 def test_a_threshold_makes_only_what_follows_from_it_stale(driver, finished, capsys):
