@@ -326,6 +326,28 @@ def test_the_share_of_our_operators_is_that_of_the_profile(modules: dict[str, An
     assert share(lambda: features.exp().sum().backward(), "cpu") == 0
 
 
+def test_a_gpu_s_time_counts_once(modules: dict[str, Any]) -> None:
+    """A profile has it for kernels, for the operators that launched them, and for stretches that have a name."""
+    from types import SimpleNamespace
+
+    from torch.autograd import DeviceType
+
+    def event(key: str, kind: DeviceType, own: float, total: float, named: bool = False) -> SimpleNamespace:
+        times = {"device_time_total": total, "self_device_time_total": own}
+        return SimpleNamespace(key=key, device_type=kind, is_user_annotation=named, **times)
+
+    events = [
+        event("aten::conv2d", DeviceType.CPU, 0, 90),
+        event("aten::cudnn_convolution", DeviceType.CPU, 90, 90),
+        event("fgvc_ext::global_k_max_pool", DeviceType.CPU, 10, 10),
+        event("Optimizer.step", DeviceType.CPU, 0, 100, named=True),
+        event("a kernel of cudnn", DeviceType.CUDA, 90, 90),
+        event("global_k_max_pool_kernel", DeviceType.CUDA, 10, 10),
+        event("Optimizer.step", DeviceType.CUDA, 100, 100, named=True),
+    ]
+    assert modules["step"].share_in(events, "cuda") == 0.1
+
+
 def test_an_interval_is_that_of_the_ratios_median(modules: dict[str, Any]) -> None:
     timing = modules["timing"]
     ours, theirs = [1.0 + 0.01 * (n % 7) for n in range(60)], [1.0] * 60
