@@ -135,7 +135,9 @@ def test_check_command(root, capsys):
 
 def test_load_dataset_names_what_it_knows(root):
     assert isinstance(load_dataset("folder", root, "test"), ImageFolder)
-    with pytest.raises(ValueError, match="expected one of aircraft, cars, cub, dogs, folder, gtos, synthetic, got 'boats'"):
+    with pytest.raises(
+        ValueError, match="expected one of aircraft, cars, cub, dogs, folder, gtos, synthetic, got 'boats'"
+    ):
         load_dataset("boats", root)
     with pytest.raises(ValueError, match="'folder': expected the folder that holds it as root, got None"):
         load_dataset("folder")
