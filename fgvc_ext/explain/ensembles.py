@@ -51,10 +51,20 @@ def prefix_table(run: Path, split: str = "test") -> list[dict[str, str]]:
 def alpha_table(runs: Iterable[Path], ensemble: str = "ensemble", split: str = "test") -> list[dict[str, str]]:
     """A sweep over α (the paper's Table 2): a row for each α and number of models among these runs, which may differ
     in their seeds: mean ± standard deviation (population) of the accuracy of the ensemble, and how many runs those are.
+
+    Raises:
+        ValueError: runs that differ in more than that.
     """
     found: dict[tuple[float, int], list[float]] = {}
+    first: dict[str, Any] = {}
     for run in map(Path, runs):
-        method = read_json(run / "config.json").get("method", {})
+        config = read_json(run / "config.json")
+        if not config:
+            continue
+        method, settings = config.get("method", {}), _without_swept(config)
+        first = first or settings
+        if differing := sorted(name for name in {*first, *settings} if first.get(name) != settings.get(name)):
+            raise ValueError(f"alpha_table: expected runs that differ in α and N alone, {run} does in {differing[0]}")
         for entry in _entries(run):
             accuracy = entry.get("measures", {}).get(split, {}).get("accuracy")
             if entry.get("name") == ensemble and accuracy is not None:
@@ -65,6 +75,14 @@ def alpha_table(runs: Iterable[Path], ensemble: str = "ensemble", split: str = "
         text = f"{summary.mean:.1f} ± {summary.std:.1f} %"
         rows.append({"α": f"{alpha:g}", "models": str(models), "accuracy": text, "runs": str(len(values))})
     return rows
+
+
+def _without_swept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that runs of one sweep have in common, flat."""
+    groups = ("data", "model", "method", "optim")
+    flat = {f"{group}.{name}": value for group in groups for name, value in config.get(group, {}).items()}
+    swept = ("method.alpha", "method.models", "method.baseline", "data.root", "data.cache", "model.weights")
+    return {name: value for name, value in flat.items() if name not in swept}
 
 
 def _entries(run: Path) -> list[dict[str, Any]]:

@@ -9,30 +9,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import build_backbone
 from fgvc_ext.models.localiser import LOCALISERS, Localiser, crop_and_resize, paste_back, resized_to
 from fgvc_ext.models.model import Explanation, Model, Prediction, backbone_groups, pixels_of
+from fgvc_ext.models.norm import EmbeddingNorm
 from fgvc_ext.nn import GlobalKMaxPool2d
 
-__all__ = ["ELoPE", "EmbeddingNorm", "Pooling", "crop_and_resize"]
+__all__ = ["ELoPE", "Pooling", "crop_and_resize"]
 
 Pooling = Literal["gap", "gmp", "gkmp"]
-
-
-class EmbeddingNorm(nn.BatchNorm1d):
-    """BatchNorm of embeddings [N,E]. In training a single sample, which has no statistics, is given the running ones.
-
-    That is the rest of an epoch that several processes share.
-    """
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        if self.training and embeddings.shape[0] < 2:
-            return F.batch_norm(embeddings, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(embeddings)
 
 
 class ELoPE(Model, method="elope"):

@@ -12,6 +12,7 @@ from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import build_backbone
 from fgvc_ext.models.model import Explanation, Model, backbone_groups
+from fgvc_ext.models.norm import EmbeddingNorm
 from fgvc_ext.ops import spatial_attention_map
 
 Head = Literal["linear", "official"]
@@ -45,9 +46,9 @@ class KnowledgeTransfer(Model, method="knowledge_transfer"):
             nn.Linear(backbone.channels, num_classes)
             if head == "linear"
             else nn.Sequential(
-                _BatchNorm(backbone.channels),
+                EmbeddingNorm(backbone.channels),
                 nn.Linear(backbone.channels, HIDDEN),
-                _BatchNorm(HIDDEN),
+                EmbeddingNorm(HIDDEN),
                 nn.ELU(inplace=True),
                 nn.Linear(HIDDEN, num_classes),
             )
@@ -94,14 +95,3 @@ class KnowledgeTransfer(Model, method="knowledge_transfer"):
 def _activation_maps(features: Tensor, linear: nn.Linear) -> Tensor:
     """M_c = Σ_d w_cd F_d + b_c, [N,C,h,w]; its mean over the positions is the score of c."""
     return F.conv2d(features, linear.weight[:, :, None, None], linear.bias)
-
-
-class _BatchNorm(nn.BatchNorm1d):
-    """BatchNorm of pooled features [N,D] that takes the running statistics for a training batch of less than two: the
-    last share of a process may be that small, and one value has no statistics."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) < 2:
-            known = self.running_mean, self.running_var, self.weight, self.bias
-            return F.batch_norm(input, *known, training=False, eps=self.eps)
-        return super().forward(input)

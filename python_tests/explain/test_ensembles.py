@@ -50,6 +50,14 @@ def test_runs_with_the_same_alpha_are_one_row(tmp_path):
     ]
 
 
+def test_runs_of_other_settings_make_no_row(tmp_path):
+    runs = [_run(tmp_path / "a", 0.5), _run(tmp_path / "b", 0.7)]
+    config = json.loads((runs[1] / "config.json").read_text())
+    (runs[1] / "config.json").write_text(json.dumps({**config, "optim": {"epochs": 3}}))
+    with pytest.raises(ValueError, match=r"expected runs that differ in α and N alone, .*b does in optim\.epochs"):
+        alpha_table(runs)
+
+
 def test_the_overlap_is_what_two_maps_share():
     left, right = torch.tensor([[2.0, 2.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 5.0, 5.0]])
     half = torch.tensor([[3.0, 7.0, 7.0, 3.0]])

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from fgvc_ext import reference
 from fgvc_ext.models import ELoPE, LocalisationModule, MeanFeatureMap, build_backbone, crop_and_resize, load, save
 from fgvc_ext.models.cost import cost
-from fgvc_ext.models.elope import EmbeddingNorm
 from fgvc_ext.models.localiser import paste_back, resized_to
+from fgvc_ext.models.norm import EmbeddingNorm
 
 
 @pytest.fixture(scope="module")
