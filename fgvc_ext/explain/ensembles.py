@@ -56,13 +56,13 @@ def alpha_table(runs: Iterable[Path], ensemble: str = "ensemble", split: str = "
         ValueError: runs that differ in more than that.
     """
     found: dict[tuple[float, int], list[float]] = {}
-    first: dict[str, Any] = {}
+    first: dict[str, Any] | None = None
     for run in map(Path, runs):
         config = read_json(run / "config.json")
         if not config:
             continue
         method, settings = config.get("method", {}), _without_swept(config)
-        first = first or settings
+        first = settings if first is None else first
         if differing := sorted(name for name in {*first, *settings} if first.get(name) != settings.get(name)):
             raise ValueError(f"alpha_table: expected runs that differ in α and N alone, {run} does in {differing[0]}")
         for entry in _entries(run):
