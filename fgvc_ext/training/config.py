@@ -177,6 +177,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def only(settings: T, names: Iterable[str]) -> T:
+    """Settings of which these fields are kept and all others have their defaults: what a stage depends on."""
+    kept: Any = {name: getattr(settings, name) for name in names}
+    return dataclasses.replace(type(settings)(), **kept)  # type: ignore[type-var]  # of a dataclass
+
+
 def identity(config: Any, ignore: Iterable[str] = MACHINE_FIELDS) -> dict[str, Any]:
     """The flattened fields that decide what is computed; of a dataclass, or of a dictionary of them by group."""
     ignored = set(ignore)

@@ -2,19 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fgvc_ext.data.loading import Batch, Samples, to_device
+from fgvc_ext.models.elope import Pooling
+from fgvc_ext.nn import ClassMeanLoss
 from fgvc_ext.training import distributed
 from fgvc_ext.training.classification import Classification
-from fgvc_ext.training.config import EngineConfig, OptimConfig
+from fgvc_ext.training.config import EngineConfig, OptimConfig, at_least
 from fgvc_ext.training.device import choose_device, worker_count
 from fgvc_ext.training.evaluation import add_sums
 from fgvc_ext.training.optimisation import last_factor
 from fgvc_ext.training.sampling import evaluation_loader
+
+
+@dataclass
+class EmbeddingConfig:
+    """What lies between feature maps and scores (ELoPE, section 4): pooling, embedding layer, and its loss."""
+
+    pooling: Pooling = "gkmp"
+    """Mean, maximum, or mean of the k largest values of a feature map (equation 3)."""
+    k: int = at_least(1, 4)
+    """K of gkmp."""
+    embedding_dim: int = at_least(1, 512)
+    """Width of the embedding layer."""
+    embedding_loss: Literal["none", "within", "within+between", "centre", "dff"] = "within+between"
+    """L_w, L_w + L_b (equations 5–12), or the losses that they are compared with: centre loss, Deep Fisher Faces."""
+    loss_weight: float = at_least(0, 2.0)
+    """λ: weight of the embedding loss beside cross-entropy."""
+    alpha: float = at_least(0, 0.5)
+    """Learning rate of the class means."""
+    margin: float = at_least(0, 0.75)
+    """m: squared distance that two class means should have."""
+    gamma: float = at_least(0, 16.0)
+    """Weight of the between-class loss."""
+    variant: Literal["paper", "official"] = "paper"
+    """official: the class-mean loss of the authors' public code."""
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the loss is of embeddings of length one, as the paper's own are."""
+        return self.embedding_loss.startswith("within")
+
+    def head(self) -> dict[str, Any]:
+        """The arguments of `models.ELoPE`."""
+        return {"pooling": self.pooling, "k": self.k, "embedding_dim": self.embedding_dim}
+
+    def losses(self, classes: int, label_smoothing: float) -> dict[str, Any]:
+        """The arguments of `EmbeddingClassification`: cross-entropy, and the embedding loss of a row of Table 5."""
+        entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        return {"loss": entropy, "embedding_loss": self.embedding(classes), "weight": self.loss_weight}
+
+    def embedding(self, classes: int) -> ClassMeanLoss | None:
+        if self.embedding_loss == "none":
+            return None
+        return ClassMeanLoss(
+            classes,
+            self.embedding_dim,
+            alpha=self.alpha,
+            margin=self.margin,
+            gamma=0.0 if self.embedding_loss == "within" else self.gamma,
+            normalize=self.normalize,
+            variant=self.variant if self.normalize else self.embedding_loss,
+        )
 
 
 class Embedding(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,3 +43,19 @@ def demo_data(**changes: Any) -> DataConfig:
     """What a demo trains on."""
     settings = {"name": "synthetic", "resize": 128, "crop": 112, "classes": 30, "train_per_class": 4}
     return DataConfig(**{**settings, **changes})
+
+
+YOUR_IMAGES = "Your own images: ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg."
+
+
+def presets(
+    synthetic: tuple[str, Config], recipe: Callable[[Any], Config], **lines: str
+) -> dict[str, tuple[str, Config]]:
+    """The presets of a driver: its demo, the user's own images, and benchmarks, each with its line of the help.
+
+    Args:
+        synthetic: line and configuration of "demo".
+        recipe: name of a data set → the paper's configuration for it.
+    """
+    found = {"demo": synthetic, "folder": (YOUR_IMAGES, recipe("folder"))}
+    return {**found, **{name: (line, recipe(name)) for name, line in lines.items()}}

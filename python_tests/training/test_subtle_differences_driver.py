@@ -150,7 +150,7 @@ def test_errors_are_one_clear_line(driver, arguments, message, tmp_path, capsys)
 def test_the_ablations_differ(driver):
     def loss_and_block(*arguments: str) -> tuple[str, bool]:
         config = driver.DRIVER.read_arguments(["demo", *SMALL, *arguments])
-        task = driver.build_task(config, driver.with_rule(config), list("abcd"), {})
+        task = driver.stages(config, load_datasets(config.data, config.seed))[-1].build({})
         task.start_epoch(0)
         return type(task.loss).__name__, task.model.diversification is not None
 
@@ -163,7 +163,7 @@ def test_the_ablations_differ(driver):
 def test_what_the_method_is_set_to_reaches_block_and_loss(driver):
     given = ["--method.p-peak", "0.25", "--method.p-patch", "0.75", "--method.patch-size", "5", "--method.alpha", "0.3"]
     config = driver.DRIVER.read_arguments(["demo", *SMALL, *given, "--method.k", "2", "--method.gce-from-epoch", "3"])
-    task = driver.build_task(config, driver.with_rule(config), list("abcd"), {})
+    task = driver.stages(config, load_datasets(config.data, config.seed))[-1].build({})
     block = task.model.diversification
     assert (block.p_peak, block.p_patch, block.patch_size, block.alpha) == (0.25, 0.75, 5, 0.3)
     task.start_epoch(2)

@@ -14,6 +14,7 @@ RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "refuse or changed")
 STOPPING = (f"{T}/test_stopping.py", "-k", "first_signal")
 REPORT = (f"{T}/test_stopping.py", "-k", "stops_the_report")
 MEANS = (f"{T}/test_continuation.py", "-k", "means")
+WEIGHTS = (f"{T}/test_weights_to_start_from.py",)
 MESSAGES = (f"{T}/test_messages.py",)
 DRIVER = (f"{T}/test_driver.py", f"{T}/test_subtle_differences_driver.py", "-m", "not slow", "-k", "folder or pasted")
 PAPER = (
@@ -203,14 +204,23 @@ MUTANTS = [
         tests=MESSAGES,
     ),
     *of(
-        "train/subtle_differences.py",
-        Mutant("subtle-loss-from-the-start", "from_epoch=method.gce_from_epoch", "from_epoch=0"),
-        Mutant("subtle-always-boosting", "if not method.gce:", "if False:"),
-        Mutant("subtle-k-forgotten", "EntropyLoss(k=method.k)", "EntropyLoss()"),
+        "fgvc_ext/training/subtle_differences.py",
+        Mutant("subtle-loss-from-the-start", '"from_epoch": self.gce_from_epoch', '"from_epoch": 0'),
+        Mutant("subtle-always-boosting", "if not self.gce:", "if False:"),
+        Mutant("subtle-k-forgotten", "EntropyLoss(k=self.k)", "EntropyLoss()"),
         Mutant("subtle-alpha-forgotten", '"patch_size", "alpha")', '"patch_size")'),
+        tests=PAPER,
+    ),
+    *of(
+        "train/subtle_differences.py",
         Mutant("subtle-ships-the-plain-network", '{"plain": MethodConfig(', '{**methods, "plain": MethodConfig('),
         Mutant("subtle-always-five-crops", " if config.five_crop else {}", ""),
-        Mutant("subtle-method-is-no-difference", '"method": method, ', ""),
+        tests=PAPER,
+    ),
+    *of(
+        "fgvc_ext/training/classifier_stage.py",
+        Mutant("classifier-method-is-no-difference", '"method": method, ', ""),
+        Mutant("classifier-weights-are-no-input", '"inputs": config.model.inputs(config.out)', '"inputs": {}', WEIGHTS),
         tests=PAPER,
     ),
 ]

@@ -1,0 +1,78 @@
+"""Models that learn from those before them, and answer together: settings, teachers, ensembles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fgvc_ext.data.pipeline import Datasets, evaluation_samples
+from fgvc_ext.models import Model, load
+from fgvc_ext.models.ensemble import Average
+from fgvc_ext.training.attention_transfer import Balance
+from fgvc_ext.training.config import RunConfig, at_least
+from fgvc_ext.training.ensembles import Epoch, ensemble_artefact, weights_of
+from fgvc_ext.training.sampling import derive_seed
+from fgvc_ext.training.stages import Artefact, Results
+
+
+@dataclass
+class MembersConfig:
+    """How models learn from earlier ones, and how they answer together."""
+
+    models: int = at_least(1, 5)
+    """N: models that are trained one after another."""
+    alpha: float = at_least(0, 0.5)
+    """Weight of the orthogonal loss; 0: no model has teachers."""
+    balance: Balance = "absolute"
+    """absolute: equation 6. relative: rescaled in every step to alpha times the cross-entropy (public code)."""
+    teacher: Epoch = "last"
+    """The epoch of a model that teaches and stands in the ensemble; best_val needs validation images."""
+    no_teachers: tuple[str, ...] = ()
+    """Models that teach no other, such as model2."""
+    average: Average = "probabilities"
+    """What the ensemble averages; both are reported."""
+    baseline: bool = False
+    """Train the baseline ensemble beside: as many models, of the same seeds, without teachers."""
+
+    def check(self, datasets: Datasets) -> None:
+        """Raise ValueError for settings that are not possible, or not with these data."""
+        names = self.ensembles()["ensemble"]
+        if unknown := [name for name in self.no_teachers if name not in names]:
+            raise ValueError(f"--method.no-teachers: expected some of {', '.join(names)}, got {unknown[0]!r}")
+        if self.teacher == "best_val" and datasets.val is None:
+            raise ValueError("--method.teacher best_val: expected validation images (--data.val-fraction), got none")
+
+    def ensembles(self) -> dict[str, list[str]]:
+        """Ensembles and their models in order; the baseline's first model is the same, which has no teacher either."""
+        numbers = range(2, self.models + 1)
+        found = {"plain_ensemble": ["model1", *(f"plain{n}" for n in numbers)]} if self.baseline else {}
+        return {**found, "ensemble": ["model1", *(f"model{n}" for n in numbers)]}  # the last is what the run ships
+
+    def members(self) -> dict[str, int]:
+        """The models of all ensembles, in the order of their training, with their numbers."""
+        return {name: n for names in reversed(self.ensembles().values()) for n, name in enumerate(names, start=1)}
+
+    def teachers_of(self, name: str) -> list[str]:
+        """The earlier models from which this one learns; none of them where it is one of the baseline's."""
+        taught, n = name.startswith("model") and self.alpha > 0, self.members()[name]
+        names = self.ensembles()["ensemble"]
+        return [other for other in names[: n - 1] if taught and other not in self.no_teachers]
+
+    def transfer(self, name: str) -> dict[str, Any]:
+        """The settings on which this model depends: none of how models learn, where it has no teachers."""
+        transfer = {"alpha": self.alpha, "balance": self.balance, "teacher": self.teacher}
+        return transfer if self.teachers_of(name) else {}
+
+    def seed_of(self, name: str, seed: int) -> int:
+        """Of a run with this seed: models of the same number, with and without teachers, have the same one."""
+        return derive_seed(seed, f"model {self.members()[name]}")
+
+    def teachers(self, earlier: Results) -> list[Model]:
+        """The models among these results, at the epoch that teaches."""
+        return [load(weights_of(result, self.teacher)) for result in earlier.values()]
+
+    def artefacts(self, config: RunConfig, datasets: Datasets) -> list[Artefact]:
+        """The ensembles of a run."""
+        evaluations = evaluation_samples(datasets, config.model.preprocessing(config.data))
+        how: Any = {"average": self.average, "epoch": self.teacher, "config": {"data": config.data}}
+        return [ensemble_artefact(name, of, evaluations, config.engine, **how) for name, of in self.ensembles().items()]
