@@ -178,7 +178,16 @@ def test_a_shipped_network_is_what_another_run_starts_from(driver, finished):
 
 
 def test_the_fine_tunings_rate_is_that_of_the_weights_alone(driver, finished):
-    more = ["--optim.schedule", "step", "--optim.step-epochs", "1", "--optim.lr", "0.003"]
+    more = [
+        "--optim.schedule",
+        "step",
+        "--optim.step-epochs",
+        "1",
+        "--optim.lr",
+        "0.003",
+        "--optim.new-layers-lr",
+        "0.003",
+    ]
     more += ["--fine-tuning.epochs", "2", "--fine-tuning.schedule", "step", "--fine-tuning.step-epochs", "1"]
     stage = _plan(driver, *more)["weighted"]
     optim = replace(stage.optim, lr=0.001)
@@ -431,6 +440,7 @@ def without_statistics(folder: Path) -> int:
 
     module.Pipeline.network = network
     more = ["--method.localisation", "off", "--method.weights", "False", "--report", "False", "--optim.lr", "0.001"]
+    more += ["--model.weights", "none"]
     # 24 images in batches of 9: shares of 5 and 4, and of 3 and 3
     return module.DRIVER.main(["demo", "--out", str(folder), *SMALL, *more, "--optim.batch-size", "9"])
 

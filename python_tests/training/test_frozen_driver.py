@@ -37,7 +37,7 @@ def run(driver, folder: Path, cache: Path, *more: str) -> dict:
 
 def test_a_frozen_run_ships_a_whole_model_that_tuning_starts_from(driver, tmp_path, capsys):
     cache, out = tmp_path / "cache", tmp_path / "frozen"
-    stage = run(driver, out, cache, "--model.frozen-until", "layer4")
+    stage = run(driver, out, cache, "--model.frozen-until", "layer4", "--engine.eval-every", "1")
     assert "computing features of 24 images (train) once: resnet10_narrow up to layer4" in capsys.readouterr().out
     assert len(list(cache.glob("*.npy"))) == 2
     assert {"last", "five_crop", "best_test"} <= set(stage["accuracy"])

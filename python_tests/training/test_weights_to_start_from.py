@@ -96,12 +96,12 @@ def test_a_default_folder_belongs_to_its_weights(driver, file, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert _run(driver, None, "--model.weights", str(file)) == 0, "its run remembers them"
     status = {path.parent.name: json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/run.json")}
-    assert status == {"demo": "preempted", "demo-2": "finished"}
+    assert status == {"subtle_differences_demo": "preempted", "subtle_differences_demo-2": "finished"}
 
 
 def test_what_the_presets_start_from(driver):
     found = {name: preset.model.weights for name, (_, preset) in driver.presets.items()}
-    assert found.pop("demo") == "none"
+    assert found.pop("demo") == "birds"
     assert set(found.values()) == {"imagenet"}
 
 
