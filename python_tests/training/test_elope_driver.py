@@ -179,6 +179,7 @@ def test_a_shipped_network_is_what_another_run_starts_from(driver, finished):
 
 def test_the_fine_tunings_rate_is_that_of_the_weights_alone(driver, finished):
     more = ["--optim.schedule", "step", "--optim.step-epochs", "1", "--optim.lr", "0.003"]
+    more += ["--optim.new-layers-lr", "0.003"]
     more += ["--fine-tuning.epochs", "2", "--fine-tuning.schedule", "step", "--fine-tuning.step-epochs", "1"]
     stage = _plan(driver, *more)["weighted"]
     optim = replace(stage.optim, lr=0.001)

@@ -8,8 +8,12 @@ LOCALISATION = ("python_tests/training/test_localisation.py",)
 
 MUTANTS = [
     *of(
-        "fgvc_ext/models/elope.py",
+        "fgvc_ext/models/norm.py",
         Mutant("elope-rest-without-statistics", "if self.training and embeddings.shape[0] < 2:", "if False:"),
+        tests=NETWORK,
+    ),
+    *of(
+        "fgvc_ext/models/elope.py",
         Mutant("elope-crops-are-cut-again", "if not self.training:", "if True:"),
         Mutant("elope-size-of-images-ignored", "return resized_to(images, self.size), None", "return images, None"),
         Mutant("elope-localiser-learns", "localiser.requires_grad_(False)", "localiser"),
