@@ -191,7 +191,12 @@ class Run:
         code = subprocess.run(command, check=False).returncode
         seconds = self.facts["seconds"] + time.monotonic() - start
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.facts = {"words": self.words, "seconds": seconds, "machine": machine(device)}
+        if code == 0:
+            self.facts = {"words": self.words, "seconds": seconds, "machine": machine(device)}
+        elif "words" in self.facts:  # the driver refused what it cannot go on with: the folder holds the earlier run
+            return code
+        else:
+            self.facts = {**self.facts, "seconds": seconds}
         write_json(self.file, self.facts)
         return code
 

@@ -56,7 +56,7 @@ class Config(RunConfig):
     fine_tuning: OptimConfig = field(default_factory=POOLING)
     """Stage 4: its rate is that of the pooling weights; all else goes on at the classifier's last rate."""
     k_runs: tuple[Path, ...] = ()
-    """Folders of finished runs, whose accuracies over K the report draws beside this one's."""
+    """Folders of other, finished runs, whose accuracies over K the report draws."""
 
 
 def recipe(name: Any) -> Config:
@@ -102,6 +102,12 @@ class Pipeline(ObjectCrops):
         if self.method.weights and self.method.pooling != "gkmp":
             raise ValueError(
                 f"--method.weights: expected False with --method.pooling {self.method.pooling}: only gkmp has some"
+            )
+        # Now, and not after hours of the stages before:
+        if self.method.threshold > 1 or self.method.localiser_rotation > 180:
+            raise ValueError(
+                "--method: expected a threshold of at most 1 and a localiser-rotation of at most 180 degrees, got "
+                f"{self.method.threshold} and {self.method.localiser_rotation}"
             )
 
     def network(self, earlier: Results, weighted: bool = False) -> ELoPE:

@@ -98,13 +98,14 @@ class FeatureCache:
             left.unlink(missing_ok=True)
         needed, free = size_of(shape, precision), shutil.disk_usage(self.folder).free
         if needed + SPARE > free:
-            raise OSError(
-                f"features: {told(needed)} are needed in {self.folder}, where {told(free)} are free: --data.cache "
-                "FOLDER names another place, --data.features images does without"
-            )
+            raise self._no_room(needed, f"where {told(free)} are free")
         partial = self.folder / f".{self.file.name}.{os.getpid()}.partial"
         try:
             array = np.lib.format.open_memmap(partial, mode="w+", dtype=DTYPES[precision], shape=tuple(shape))
+            try:
+                _reserve(partial)
+            except OSError as error:
+                raise self._no_room(needed, f"but: {error.strerror}") from error
             yield array
             array.flush()
             del array
@@ -116,6 +117,23 @@ class FeatureCache:
             raise
         described = {"key": self.key, "facts": self.facts, "shape": list(shape), "broken": sorted(broken)}
         write_json(self.file.with_suffix(".json"), described)
+
+    def _no_room(self, needed: int, cause: str) -> OSError:
+        return OSError(
+            f"features: {told(needed)} are needed in {self.folder}, {cause}: --data.cache FOLDER names another place, "
+            "--data.features images does without"
+        )
+
+
+def _reserve(file: Path) -> None:
+    """Take the whole file's place on the disk now: where a quota or another run leaves too little, a write into mapped
+    memory would end the process without a word (SIGBUS)."""
+    with contextlib.suppress(AttributeError), open(file, "r+b") as stream:  # not every system has the call
+        try:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # nor every file system
+                raise
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,10 @@ def accuracy_over_k(runs: Sequence[Path]) -> Figure:
 
 def _k_and_accuracy(run: Path) -> tuple[int, float]:
     method: Any = read_json(run / "config.json").get("method")
-    stages = [stage for stage in read_json(run / "run.json").get("stages", []) if "accuracy" in stage]
+    found = read_json(run / "run.json")
+    stages = [stage for stage in found.get("stages", []) if "accuracy" in stage]
     pooling = method.get("pooling") if isinstance(method, dict) else None
-    if pooling not in ("gmp", "gkmp") or not stages or stages[-1].get("status") != "done":
+    # A stage that is done may not be the last: those to come have no entry yet.
+    if pooling not in ("gmp", "gkmp") or not stages or found.get("status") != "finished":
         raise ValueError(f"accuracy over K: expected a finished ELoPE run with pooling gkmp or gmp, got {run}")
     return (1 if pooling == "gmp" else int(method["k"])), float(stages[-1]["accuracy"]["last"])

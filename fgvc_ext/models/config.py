@@ -74,7 +74,12 @@ class ModelConfig:
         """
         source = starting_weights(self.weights, self.backbone)
         if source is None:
-            return ""
+            if self.frozen_until is None:
+                return ""
+            return (
+                f"WARNING: frozen until {self.frozen_until} without --model.weights: the frozen layers keep random "
+                "weights"
+            )
         file, known = source.fetch(), _recorded(run).get("sha256")
         if known is not None and source.sha256() != known:
             raise ValueError(

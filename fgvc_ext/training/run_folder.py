@@ -7,7 +7,7 @@ import platform
 import socket
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -64,6 +64,7 @@ class RunFolder:
         self._facts = dict(facts)
         self._lock = RunLock(self.path)
         self._begun = self._compared = False
+        self._order: Sequence[str] = ()
 
     @property
     def starts_from(self) -> Path | None:
@@ -195,9 +196,17 @@ class RunFolder:
         entry = self.entry(name)
         if entry is None:
             self.data["stages"].append({"name": name, **values})
+            self.arrange(self._order)
         else:
             entry.update(values)
         self.update()
+
+    def arrange(self, names: Sequence[str]) -> None:
+        """List the stages in this order, those that the run has no more before them: whoever reads run.json takes the
+        last for the result, also where an earlier one is done again."""
+        self._order = names
+        place = {name: number for number, name in enumerate(names)}
+        self.data["stages"] = sorted(self.data["stages"], key=lambda entry: place.get(entry["name"], -1))
 
     def forget(self, name: str) -> None:
         """Remove a stage's entry: it is to be done again, and what it has left is removed when it begins."""

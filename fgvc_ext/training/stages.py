@@ -155,6 +155,7 @@ def run_stages(
     run.begin(choose_device(engine.device))
     run.update(precision=engine.precision)
     run.data = distributed.on_main(_reopen, stages, run, engine, force)
+    run.arrange([stage.name for stage in stages])
     results: dict[str, Result] = {}
     with stop or StopRequest() as asked, _lost_in_words(asked):
         for stage in stages:

@@ -101,6 +101,9 @@ def test_all_splits_are_cut_by_a_file_or_by_their_true_boxes(tmp_path):
     (tmp_path / "boxes.csv").write_bytes(boxes_as_csv(found))
     parts = boxed(datasets, tmp_path / "boxes.csv")
     assert [_corners(part.load(0))[0] for part in (parts.train, parts.test, parts.val)] == [1, 2, 3]
+    # A folder without "test" is evaluated on its "val": the file names the run's splits, not the data sets'.
+    parts = boxed(Datasets(datasets.train, Ramps(2, "val", ids=datasets.test.ids)), tmp_path / "boxes.csv")
+    assert _corners(parts.test.load(0))[0] == 2
     with pytest.raises(DatasetError, match="ramps test: the images have no true boxes"):
         boxed(Datasets(Ramps(4, boxes=true), Ramps(2, "test")), None)
 

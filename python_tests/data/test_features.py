@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -148,6 +149,25 @@ def test_a_disk_that_is_too_small_is_said_beforehand(cache, monkeypatch):
     assert not list(cache.folder.glob(".*.partial"))
     with cache.lock(), cache.writing(SHAPE, "fp16", set()):
         pass
+
+
+def test_the_place_is_taken_before_anything_is_written(cache, values, monkeypatch):
+    with cache.lock(), cache.writing(values.shape, "fp32", set()) as array:
+        (partial,) = cache.folder.glob(".*.partial")
+        assert partial.stat().st_blocks * 512 >= array.nbytes  # a file with holes has none yet
+        array[:] = values
+
+    def refuse(*_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with (
+        pytest.raises(OSError, match=r"are needed in .*, but: Disk quota exceeded: --data\.cache"),
+        cache.lock(),
+        cache.writing(values.shape, "fp32", set()),
+    ):
+        raise AssertionError
+    assert not list(cache.folder.glob(".*.partial"))
 
 
 def test_flips_are_those_of_images():

@@ -88,6 +88,8 @@ def test_a_map_is_pasted_back_where_its_crop_was():
     torch.testing.assert_close(whole[:, :, :6, 6:], maps)
     assert (whole[:, :, 6:] == -1).all()
     assert (whole[:, :, :, :6] == -1).all()
+    both = paste_back(torch.cat([maps, maps + 9]), box.expand(2, 4), (64, 64))
+    torch.testing.assert_close(both[1:], whole + 9, msg="each has its own lowest value")
 
 
 # ---------------------------------------------------------------- the classifier
@@ -210,6 +212,8 @@ def test_boxes_are_those_of_the_heat_maps(images):
     module = LocalisationModule(_backbone(), threshold=0.6, min_size=3).eval()
     expected = reference.heatmap_to_boxes(module(images), threshold=0.6, image_size=(72, 96), min_size=3)
     assert torch.equal(module.boxes(images), expected)
+    module.min_size = 73.0  # more than the images have
+    assert torch.equal(module.boxes(images), torch.tensor([[0.0, 0.0, 96.0, 72.0]] * 3))
     mean = MeanFeatureMap(_backbone(), 32, threshold=0.6).eval()
     expected = mean.backbone(F.interpolate(images, (32, 32), mode="bilinear", antialias=True)).mean(1)
     torch.testing.assert_close(mean(images), expected)
@@ -229,6 +233,7 @@ def test_one_pass_is_localiser_crop_and_classifier_by_hand(images):
     torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(model.boxes(images), boxes)
     assert plain.boxes(images) is None
+    assert not any(p.requires_grad for p in model.localiser.parameters())
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -268,6 +273,8 @@ def test_a_file_gives_scores_and_the_box_in_one_call(kind, tmp_path):
     assert found.names == [model.classes[i] for i in best.indices[0]]
     assert found.probabilities == pytest.approx(best.values[0].tolist(), abs=1e-6)
     assert again.localiser.settings() == model.localiser.settings()
+    again.train().predict([other])
+    assert again.training, "a prediction leaves the mode as it was"
 
 
 @torch.no_grad()
@@ -308,6 +315,7 @@ def test_the_pooled_map_is_where_the_pooled_features_come_from(options, images):
 @torch.no_grad()
 def test_maps_of_a_crop_are_shown_in_the_image(images):
     model = _model(localised=True)
+    model.localiser.threshold = 0.5  # boxes in which more than one value of a map lies
     found = model.explain(images)
     boxes = found.boxes["looked at"][:, 0]
     assert torch.equal(boxes, model.boxes(images))
@@ -316,6 +324,7 @@ def test_maps_of_a_crop_are_shown_in_the_image(images):
     cut = model.backbone(crop_and_resize(images, boxes, 48)).mean(1, keepdim=True)
     torch.testing.assert_close(found.maps["mean feature map"], paste_back(cut, boxes, (72, 96)))
     assert found.maps["heat map"].shape == (3, 1, 14, 14)
+    assert (found.maps["mean feature map"].amax((1, 2, 3)) > found.maps["mean feature map"].amin((1, 2, 3))).all()
 
 
 # ---------------------------------------------------------------- cost

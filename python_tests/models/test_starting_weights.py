@@ -150,6 +150,11 @@ def test_none_is_none(tmp_path):
     assert config.start(model, tmp_path) == ""
 
 
+def test_frozen_layers_with_random_weights_are_said(tmp_path):
+    frozen = ModelConfig(backbone="resnet10_narrow", frozen_until="layer2")
+    assert frozen.start(frozen.build(), tmp_path).startswith("WARNING: frozen until layer2 without --model.weights")
+
+
 def test_content_is_compared_and_not_the_path(tmp_path):
     torch.save(_model().state_dict(), tmp_path / "a.pth")
     (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes())

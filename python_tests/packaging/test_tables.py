@@ -32,6 +32,8 @@ stop = pathlib.Path(__file__).parent / "stop"
 if stop.exists():
     code = int(stop.read_text())
     stop.unlink()
+    if code == 1:
+        sys.exit("refused: the folder holds a run of other settings")
     (out / "run.json").write_text(json.dumps({"status": "preempted", "stages": []}))
     sys.exit(code)
 accuracy = float(value("--quality")) + 0.01 * int(value("--seed")) ** 2
@@ -170,6 +172,21 @@ def test_a_failed_run_is_told_and_the_others_are_done(tables, tmp_path, capsys):
     assert len(calls(tmp_path)) == 3
     assert "failed: plain, seed 0: exit code 1" in capsys.readouterr().err
     assert rows_of(tmp_path / "page.md")["plain"][4] == "2"
+
+
+def test_an_earlier_result_is_not_shown_for_arguments_that_were_refused(tables, tmp_path):
+    only = ("--only", "plain", "--seeds", "0", "--write")
+    assert call(tables, tmp_path, *only) == 0
+    file = tmp_path / "toy.toml"
+    file.write_text(TABLE.replace('"0.5"', '"0.4"'))
+    for _ in range(2):
+        (tmp_path / "train/stop").write_text("1")
+        assert call(tables, tmp_path, *only) == 1
+        assert "plain" not in rows_of(tmp_path / "page.md")
+    file.write_text(TABLE)
+    assert call(tables, tmp_path, *only) == 0
+    assert rows_of(tmp_path / "page.md")["plain"][0] == "50.0"
+    assert len(calls(tmp_path)) == 3
 
 
 def test_the_section_is_replaced_and_the_rest_of_the_page_kept(tables, tmp_path):

@@ -167,7 +167,13 @@ def test_an_older_configuration_file_loads(tmp_path):
 
 
 OTHER = {"out": Path("b"), "resume": "must", "force_stage": ("a",), "dry_run": True, "report": False, "debug": True}
-OTHER |= {"data.root": Path("b"), "model.weights": "b", "engine.device": "cuda", "engine.workers": 5}
+OTHER |= {
+    "data.root": Path("b"),
+    "data.cache": Path("b"),
+    "model.weights": "b",
+    "engine.device": "cuda",
+    "engine.workers": 5,
+}
 OTHER |= {"engine.checkpoint_every": 5, "engine.eval_batch_size": 5, "engine.look_every": 5}
 OTHER |= {"engine.max_skipped_steps": 5}
 

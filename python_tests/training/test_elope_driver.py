@@ -178,16 +178,8 @@ def test_a_shipped_network_is_what_another_run_starts_from(driver, finished):
 
 
 def test_the_fine_tunings_rate_is_that_of_the_weights_alone(driver, finished):
-    more = [
-        "--optim.schedule",
-        "step",
-        "--optim.step-epochs",
-        "1",
-        "--optim.lr",
-        "0.003",
-        "--optim.new-layers-lr",
-        "0.003",
-    ]
+    more = ["--optim.schedule", "step", "--optim.step-epochs", "1", "--optim.lr", "0.003"]
+    more += ["--optim.new-layers-lr", "0.003"]
     more += ["--fine-tuning.epochs", "2", "--fine-tuning.schedule", "step", "--fine-tuning.step-epochs", "1"]
     stage = _plan(driver, *more)["weighted"]
     optim = replace(stage.optim, lr=0.001)
@@ -330,6 +322,10 @@ def test_a_threshold_makes_only_what_follows_from_it_stale(driver, finished, cap
         (["--method.pooling", "gap"], "--method.weights: expected False with --method.pooling gap: only gkmp has some"),
         (["--method.k", "5"], "k must be at most H*W = 2*2 = 4, got 5"),
         (["--method.threshold", "nan"], "--method.threshold: expected at least 0, got nan"),
+        (
+            ["--method.threshold", "1.5"],
+            "--method: expected a threshold of at most 1 and a localiser-rotation of at most",
+        ),
         (["--optim.batch-size", "1"], "model.embedding.1 (BatchNorm1d) needs two images"),
         (["--optim.accumulate", "2"], "losses.embedding (ClassMeanLoss) is a loss of the whole batch"),
         (["--data.rotation", "190"], "expected a rotation from 0 to 180 degrees"),
@@ -384,8 +380,14 @@ def test_accuracy_over_k_is_read_from_runs(driver, finished, tmp_path):
     stages = json.loads((finished / "run.json").read_text())["stages"]
     assert _k_and_accuracy(finished) == (4, stages[-1]["accuracy"]["last"])
     assert len(accuracy_over_k([finished, finished]).axes) == 1
-    with pytest.raises(ValueError, match="expected a finished ELoPE run"):
-        accuracy_over_k([tmp_path])
+    facts = json.loads((finished / "run.json").read_text())
+    between = {**facts, "status": "preempted", "stages": facts["stages"][:1]}  # the first is done, the next not begun
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.json").write_bytes((finished / "config.json").read_bytes())
+    (tmp_path / "begun/run.json").write_text(json.dumps(between))
+    for folder in (tmp_path, tmp_path / "begun"):
+        with pytest.raises(ValueError, match="expected a finished ELoPE run"):
+            accuracy_over_k([folder])
 
 
 # ---------------------------------------------------------------- interrupted, and in several processes

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from fgvc_ext.data import BrokenImageError, ImageDataset
 from fgvc_ext.data.loading import Samples
-from fgvc_ext.models import LocalisationModule, MeanFeatureMap, build_backbone
+from fgvc_ext.models import ELoPE, LocalisationModule, MeanFeatureMap, build_backbone
+from fgvc_ext.nn import ClassMeanLoss
 from fgvc_ext.training import EngineConfig, Frozen, OptimConfig
-from fgvc_ext.training.embedding import mean_embeddings
+from fgvc_ext.training.embedding import EmbeddingClassification, FineTunedPooling, mean_embeddings
 from fgvc_ext.training.localisation import HeatMapRegression, find_boxes, localisation_accuracy
 from fgvc_ext.training.optimisation import build_optimizer, build_scheduler, last_factor
 
@@ -47,7 +48,8 @@ def localiser() -> LocalisationModule:
 @torch.no_grad()
 def test_boxes_are_found_in_every_images_own_resolution(localiser):
     data = Pictures()
-    found = find_boxes(localiser, data, ENGINE)
+    found = find_boxes(localiser.train(), data, ENGINE)
+    localiser.eval()
     alone = [localiser.boxes(localiser.preprocessing.normalise(data.load(i))[None]) for i in range(4)]
     assert torch.equal(found, torch.cat(alone))
     assert (found[:, 2:] <= torch.tensor([[90, 60], [85, 67], [80, 74], [75, 81]])).all()
@@ -100,6 +102,7 @@ class _Embedder(nn.Module):
         self.project = nn.Linear(3, 2)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
+        assert not self.training
         return self.project(images.mean((2, 3)))
 
 
@@ -109,15 +112,43 @@ def _tiny(image: torch.Tensor) -> torch.Tensor:
 
 def test_class_means_are_those_of_all_embeddings():
     torch.manual_seed(0)
-    model, data = _Embedder(), Pictures()
+    model, data = _Embedder().eval(), Pictures()
     with torch.no_grad():
         rows = model.embed(torch.stack([_tiny(data.load(i)) for i in range(4)]))
+    model.train()
     engine = EngineConfig(device="cpu", workers=0, eval_batch_size=3)
     found = mean_embeddings(model, Samples(data, _tiny), 4, engine, normalize=False)
     torch.testing.assert_close(found, torch.stack([rows[0], rows[1:3].mean(0), torch.zeros(2), rows[3]]))
     unit = mean_embeddings(model, Samples(data, _tiny), 4, engine)
     torch.testing.assert_close(unit[1], F.normalize(rows[1:3]).mean(0))
     torch.testing.assert_close(unit.norm(dim=1)[[0, 3]], torch.ones(2))
+
+
+def _embedding_task(kind: type = EmbeddingClassification, **options) -> EmbeddingClassification:
+    model = ELoPE(build_backbone("resnet10_narrow"), 3, k=2, weighted=True, embedding_dim=4)
+    return kind(model, nn.CrossEntropyLoss(), ClassMeanLoss(3, 4, margin=4.0), weight=1.5, **options)
+
+
+def test_the_embedding_loss_has_its_weight_and_is_logged_as_a_sum():
+    torch.manual_seed(0)
+    task, batch = _embedding_task(), {"image": torch.randn(5, 3, 48, 48), "label": torch.tensor([0, 1, 1, 2, 0])}
+    answer, part = task.step(batch), task.losses["embedding"]
+    assert (part.within > 0, part.between > 0) == (True, True)
+    with torch.no_grad():
+        entropy = F.cross_entropy(task.model(batch["image"]), batch["label"])
+    torch.testing.assert_close(answer["loss"].detach(), entropy + 1.5 * (part.within + part.between))
+    for name in ("within", "between"):
+        torch.testing.assert_close(answer["logs"][name] / answer["n"], getattr(part, name))
+
+
+def test_only_the_pooling_weights_have_the_fine_tunings_rate():
+    before = OptimConfig(epochs=4, lr=0.5, new_layers_lr=0.8, schedule="step", step_epochs=2, step_factor=0.1)
+    task = _embedding_task(FineTunedPooling, before=before)
+    old, new, weights = task.param_groups(OptimConfig(lr=0.3, schedule="step", new_layers=()))
+    assert [group["lr"] for group in (old, new, weights)] == pytest.approx([0.05, 0.08, 0.3])
+    assert [group["constant"] for group in (old, new, weights)] == [True, True, False]
+    assert [id(p) for p in weights["params"]] == [id(task.model.pooling.weight)]
+    assert len(old["params"]) + len(new["params"]) + 1 == len(list(task.parameters()))
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])

@@ -118,6 +118,18 @@ def test_a_forced_stage_that_gives_the_same_leaves_the_others_done(tmp_path):
     assert after == before
 
 
+def test_a_stage_that_is_done_again_keeps_its_place(tmp_path):
+    """Reports and tables take the last stage of run.json for the result of a run."""
+    _run(tmp_path, _chain())
+    names = [stage.name for stage in _chain()]
+    for name in names:
+        _run(tmp_path, _chain(), force=[name])
+        assert [entry["name"] for entry in json.loads((tmp_path / "run.json").read_text())["stages"]] == names
+    _run(tmp_path, _chain()[:1])  # a run that has fewer stages now
+    shown = json.loads((tmp_path / "run.json").read_text())["stages"]
+    assert [entry["name"] for entry in shown] == [*names[1:], names[0]]
+
+
 class _StopAtTheSecondQuestion(StopRequest):
     questions = 0
 

@@ -9,6 +9,11 @@ TIMM = ("python_tests/models/test_timm_backbone.py",)
 
 MUTANTS = [
     *of(
+        "fgvc_ext/models/norm.py",
+        Mutant("transfer-statistics-of-one", "embeddings.shape[0] < 2", "embeddings.shape[0] < 1"),
+        tests=("python_tests/models/test_knowledge_transfer.py",),
+    ),
+    *of(
         "fgvc_ext/models/backbone.py",
         Mutant(
             "models-mean-and-std-swapped",
@@ -158,7 +163,6 @@ MUTANTS = [
             "linear.weight[:, :, None, None], linear.bias)",
             "linear.weight[:, :, None, None])",
         ),
-        Mutant("transfer-statistics-of-one", "len(input) < 2", "len(input) < 1"),
         tests=("python_tests/models/test_knowledge_transfer.py",),
     ),
 ]
