@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgvc_ext.data.boxed import boxes_of
 from fgvc_ext.data.loading import Samples
@@ -135,14 +135,16 @@ class Pipeline(ObjectCrops):
         model.localiser = None  # its images are cut already
         crop, engine = self.whole.eval_crop(), self.config.engine
         samples = Samples(self.images(earlier).train, crop, engine.broken_images, normalise=self.whole.normalise)
-        return {"means": mean_embeddings(model, samples, len(model.classes), engine, normalize=self.method.normalize)}
+        found = mean_embeddings(model, samples, len(model.classes), engine, normalize=self.method.normalize)
+        has_length_one = self.method.normalize and self.method.variant == "official"
+        return {"means": nn.functional.normalize(found) if has_length_one else found}
 
 
 def stages(config: Config, datasets: Datasets) -> list[Stage | Artefact]:
     """classifier → localiser → boxes → crops → (class means →) weighted, as far as the method has them."""
     run, method, found = Pipeline(config, datasets), config.method, list[Stage | Artefact]()
     head = [entry.name for entry in fields(EmbeddingConfig)]
-    new = {"new_layers": ("localiser", "embedding")}  # images and crops start from the same weights
+    new = {"new_layers": ("embedding",)}  # images and crops start from the same weights
     if method.localisation != "true":
         found.append(run.classifier("classifier", run.classification, head, **new))
     found += run.localisation(config.localiser)

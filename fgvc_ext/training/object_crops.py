@@ -131,7 +131,7 @@ class ObjectCrops:
         return training_samples(self.images(earlier), self.config.data, self.whole, skip)
 
     def train_localiser(self, earlier: Results) -> Samples:
-        data = replace(self.config.data, rotation=self.method.localiser_rotation, lighting=0.0)
+        data = replace(self.config.data, rotation=self.method.localiser_rotation, lighting=0.0, flip=0.0)
         return training_samples(self.datasets, data, self.whole, self.config.engine.broken_images)
 
     def evaluations(self, earlier: Results) -> Mapping[str, Samples]:

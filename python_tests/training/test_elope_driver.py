@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import random
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import job
 import pytest
 import torch
+from small_elope import SMALL, elope, run
 from test_step import waiting_for_nothing
-from toy_training import Child, traces
+from torch import nn
 
-from fgvc_ext.cli.train import load_driver
 from fgvc_ext.data.boxed import Boxed, boxes_of
 from fgvc_ext.data.loading import to_device
 from fgvc_ext.data.pipeline import load_datasets
@@ -24,42 +20,11 @@ from fgvc_ext.models import ELoPE, LocalisationModule, MeanFeatureMap, load
 from fgvc_ext.models.weights_file import load_weights_file
 from fgvc_ext.reference.class_mean_loss import class_mean_loss
 from fgvc_ext.training import EngineConfig, Result
-from fgvc_ext.training.checkpoints import load_checkpoint
 from fgvc_ext.training.sampling import EpochBatches, training_loader
 from fgvc_ext.training.step import TrainingStep
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
-OPTIONS = {
-    "data.classes": 4,
-    "data.train-per-class": 6,
-    "data.test-per-class": 3,
-    "data.image-size": 48,
-    "data.resize": 64,
-    "data.crop": 32,
-    "method.embedding-dim": 8,
-    "method.min-size": 2,
-    "optim.epochs": 2,
-    "optim.batch-size": 8,
-    "optim.warmup-epochs": 0,
-    "localiser.epochs": 1,
-    "localiser.batch-size": 12,
-    "fine-tuning.epochs": 1,
-    "fine-tuning.batch-size": 12,
-    "engine.workers": 0,
-    "engine.eval-every": 1,
-}
-SMALL = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
-
-
-def elope():
-    return load_driver(HERE.parents[1] / "train/elope.py")
-
-
-def run(folder: Path, *more: str) -> int:
-    """What a child process runs: the whole pipeline, without a report."""
-    torch.set_num_threads(1)
-    return elope().DRIVER.main(["demo", "--out", str(folder), *SMALL, "--report", "False", *more])
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +112,19 @@ def test_what_is_trained_on_and_evaluated(driver, finished):
     before = load(results["crops"].path)
     assert all(torch.equal(value, task.model.state_dict()[name]) for name, value in before.state_dict().items())
     assert (task.model.pooling.weight == 1).all()
+
+
+def test_the_public_codes_means_keep_their_length(driver, finished):
+    results = _results(finished)
+    means = {v: _plan(driver, "--method.variant", v)["means"].make(results)["means"] for v in ("paper", "official")}
+    assert (means["paper"].norm(dim=1) < 1 - 1e-4).any()
+    torch.testing.assert_close(means["official"], nn.functional.normalize(means["paper"]))
+
+
+def test_the_module_sees_turned_images_that_are_not_flipped(driver, finished):
+    crop = _plan(driver, "--method.localiser-rotation", "30")["localiser"].train(_results(finished)).transform
+    assert crop.flip is None
+    assert crop.rotate.degrees == [-30.0, 30.0]
 
 
 def test_images_and_crops_start_from_the_same_weights(driver, finished):
@@ -391,83 +369,3 @@ def test_accuracy_over_k_is_read_from_runs(driver, finished, tmp_path):
 
 
 # ---------------------------------------------------------------- interrupted, and in several processes
-
-
-# 24 images: what a whole run leaves behind, in its order
-STEPS = {"classifier": 6, "localiser": 2, "crops": 6, "weighted": 2}
-LEFT = {"localiser": ["boxes.csv", "localisation.json"], "crops": ["means.safetensors"]}
-EVENTS = [
-    event
-    for stage, steps in STEPS.items()
-    for event in (
-        *(f"checkpoints/{stage}-e*-s{step:09d}.json" for step in range(1, steps + 1)),
-        f"weights/{stage}.safetensors",
-        *(f"artefacts/{name}" for name in LEFT.get(stage, ())),
-    )
-]
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
-    options, dice = ["--engine.checkpoint-every", "1"], random.Random(0)
-    code, text = Child(tmp_path / "output", run, tmp_path / "whole", *options).ended()
-    assert code == 0, text
-    for place in sorted(dice.sample(range(len(EVENTS) - 1), 10)):
-        child = Child(tmp_path / "output", run, tmp_path / "run", *options)
-        while child.process.is_alive() and not list((tmp_path / "run").glob(EVENTS[place])):
-            time.sleep(0.001)
-        time.sleep(dice.uniform(0, 0.05))
-        child.process.kill()
-        assert child.ended()[0] == -signal.SIGKILL, f"it ended before {EVENTS[place]} was there: {child.text()}"
-    code, text = Child(tmp_path / "output", run, tmp_path / "run", *options).ended()
-    assert code == 0, text
-    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
-    for name in ("boxes.csv", "localisation.json", "means.safetensors"):
-        assert (tmp_path / "run/artefacts" / name).read_bytes() == (tmp_path / "whole/artefacts" / name).read_bytes()
-
-
-def without_statistics(folder: Path) -> int:
-    """The classifier's stage, whose batch norms are taken out: their statistics are those of a process' share."""
-    torch.set_num_threads(1)
-    module = elope()
-    usual = module.Pipeline.network
-
-    def network(self, earlier, weighted=False):
-        model = usual(self, earlier, weighted)
-        for parent in list(model.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
-                    setattr(parent, name, torch.nn.Identity())
-        return model
-
-    module.Pipeline.network = network
-    more = ["--method.localisation", "off", "--method.weights", "False", "--report", "False", "--optim.lr", "0.001"]
-    more += ["--model.weights", "none"]
-    # 24 images in batches of 9: shares of 5 and 4, and of 3 and 3
-    return module.DRIVER.main(["demo", "--out", str(folder), *SMALL, *more, "--optim.batch-size", "9"])
-
-
-def test_two_processes_train_what_one_does(tmp_path):
-    job.run(tmp_path / "two-output", 2, without_statistics, tmp_path / "two")
-    job.run(tmp_path / "one-output", 1, without_statistics, tmp_path / "one")
-    one, two = (load_checkpoint(max((tmp_path / name / "checkpoints").glob("*.pt"))) for name in ("one", "two"))
-    means = "losses.embedding.class_means"
-    torch.testing.assert_close(two["step"]["task"][means], one["step"]["task"][means], rtol=1e-4, atol=1e-5)
-    for name, value in one["step"]["task"].items():
-        torch.testing.assert_close(two["step"]["task"][name], value, rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_two_processes_finish_all_stages(tmp_path):
-    job.run(tmp_path / "output", 2, run, tmp_path / "run", "--optim.epochs", "1", "--optim.batch-size", "7")
-    facts = json.loads((tmp_path / "run/run.json").read_text())
-    assert (facts["status"], len(facts["stages"])) == ("finished", 7)
-    with (tmp_path / "run/artefacts/boxes.csv").open(newline="") as stream:
-        assert len(list(csv.DictReader(stream))) == 36
-
-
-def test_shares_of_one_image_are_refused_by_name(tmp_path):
-    ended = [
-        child.ended() for child in job.start(tmp_path / "output", 2, run, tmp_path / "run", "--optim.batch-size", "3")
-    ]
-    assert [code for code, _ in ended] == [1, 1]
-    assert "expected at least 4 images for 2 process(es), got 3: model.embedding.1 (BatchNorm1d)" in ended[0][1]
