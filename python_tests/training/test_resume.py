@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -176,6 +177,16 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigMismatch, match=r"optim\.lr: 0\.05 in the run, 0\.02 now"):
         train(tmp_path, config)
     assert open_run(tmp_path, ToyConfig()).file.read_text().count('"preempted"') == 1
+
+
+def test_a_checkpoint_of_another_configuration_is_not_taken(tmp_path):
+    """One that somebody has copied into the folder of a run."""
+    _interrupt(tmp_path / "other", ToyConfig(seed=8), 5)
+    _interrupt(tmp_path / "run", ToyConfig(), 3)
+    for file in (tmp_path / "other/checkpoints").iterdir():
+        shutil.copy(file, tmp_path / "run/checkpoints")
+    with pytest.raises(ConfigMismatch, match="was written under another configuration: remove it to start anew"):
+        train(tmp_path / "run", ToyConfig())
 
 
 def test_another_class_list_is_refused_by_name(tmp_path):

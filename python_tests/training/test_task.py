@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 from toy_models import ToyClassifier
-from toy_training import ToyImages, ToyModel, centre
+from toy_training import ToyImages, ToyModel, centre, open_run, toy_config, toy_stages
 
 from fgvc_ext.data.loading import Samples
 from fgvc_ext.models import SubtleDifferences, build_backbone
-from fgvc_ext.training import Classification, EngineConfig, Frozen, OptimConfig, Task
+from fgvc_ext.training import Classification, EngineConfig, Frozen, OptimConfig, Task, run_stages
 from fgvc_ext.training.evaluation import map_samples, measured
 from fgvc_ext.training.step import TrainingStep
 from fgvc_ext.training.teachers import frozen_in
@@ -161,3 +161,19 @@ def test_a_model_draws_from_the_seeds_of_its_samples():
     assert first == again
     other = {**batch, "seed": batch["seed"] + 1000}
     assert first != float(task.step(other)["loss"])
+
+
+def test_what_is_frozen_has_the_memory_layout_of_the_step(tmp_path):
+    teacher = Frozen(_teacher())
+    config = toy_config(epochs=1)
+    (stage,) = toy_stages(config)
+
+    def build(earlier):
+        task = Classification(ToyModel(), nn.CrossEntropyLoss())
+        task.teacher = teacher
+        return task
+
+    stage.build = build
+    with open_run(tmp_path, config) as run:
+        run_stages([stage], run, config.engine)
+    assert teacher.module.features[0].weight.is_contiguous(memory_format=torch.channels_last)

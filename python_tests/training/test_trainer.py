@@ -33,6 +33,7 @@ from fgvc_ext.training.metrics import COLUMNS, EventFiles, MetricFiles
 from fgvc_ext.training.optimisation import MovingAverage, build_optimizer, build_scheduler
 from fgvc_ext.training.run_lock import RunLock
 from fgvc_ext.training.sampling import evaluation_loader
+from fgvc_ext.training.step import TrainingStep
 
 
 def test_it_learns_and_writes_what_it_promises(tmp_path):
@@ -106,6 +107,21 @@ def test_a_nan_loss_stops_with_step_samples_and_checkpoint(tmp_path):
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["status"] == "failed"
     assert "NonFiniteLoss" in run["error"]
+
+
+@pytest.mark.parametrize(("look_every", "steps"), [(1, 1), (3, 3), (4, 4)])
+def test_a_run_that_cannot_go_on_stops_at_the_next_look(look_every, steps, tmp_path, monkeypatch):
+    """And not at the end of an epoch of hours."""
+    taken, usual = [], TrainingStep.__call__
+
+    def counted(self, *arguments):
+        taken.append(1)
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
+    with pytest.raises(NonFiniteLoss):
+        train(tmp_path, toy_config(nan_at=1, look_every=look_every, checkpoint_every=0))
+    assert len(taken) == steps
 
 
 def test_a_skipped_step_leaves_nothing_behind(tmp_path):

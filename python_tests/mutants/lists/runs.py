@@ -146,7 +146,12 @@ MUTANTS = [
             "stage_hash(stage_identity(stage, run, engine, earlier))",
             tests=FIELDS,
         ),
-        Mutant("runs-moved-end-is-done", " and not is_moved(run.identity_of(stage.name), now)", ""),
+        Mutant(
+            "runs-moved-end-is-done",
+            " and not is_moved(run.identity_of(stage.name), now)",
+            "",
+            survives="What was made of the earlier result is compared with that result, which is still there.",
+        ),
         Mutant(
             "runs-main-alone-reopens",
             "run.data = distributed.on_main(_reopen",

@@ -8,6 +8,7 @@ TRAINER = (f"{T}/test_optimisation.py", f"{T}/test_trainer.py", f"{T}/test_switc
 RESUME = (f"{T}/test_resume.py", "-m", "not slow", "-k", "stopped_anywhere or workers_change")
 SEVERAL = (f"{T}/test_several_processes.py",)
 JOBS = (f"{T}/test_jobs_that_fail.py", "-m", "not slow", "-k", "killed_process or not_see or another_number or sigterm")
+NAMED = (f"{T}/test_killed_at_named_points.py",)
 STAGES = (f"{T}/test_stages.py", f"{T}/test_pipeline_of_four_stages.py")
 SAMPLING = (f"{T}/test_sampling.py", f"{T}/test_switches.py")
 
@@ -152,7 +153,7 @@ MUTANTS = [
             "value for name, value in {}.items()",
             tests=RESUME,
         ),
-        Mutant("trainer-lines-stay", "self.run.metrics.drop(self.name, after=self.at.epoch)", "pass", tests=RESUME),
+        Mutant("trainer-lines-stay", "self.run.metrics.drop(self.name, after=self.at.epoch)", "pass", tests=NAMED),
         Mutant(
             "trainer-another-configuration",
             'if state["config_hash"] != self.training.metadata["config_hash"]:',
