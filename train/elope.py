@@ -78,7 +78,7 @@ PRESETS = presets(
             Config,
             "elope",
             data=demo_data(image_size=224, resize=224, keep_ratio=False),
-            method=MethodConfig(embedding_dim=128, threshold=0.5, localiser_rotation=0.0),
+            method=MethodConfig(embedding_dim=128, localiser_rotation=0.0),
             localiser=OptimConfig(epochs=6, batch_size=30, lr=0.01, schedule="cosine", new_layers=()),
             fine_tuning=OptimConfig(epochs=2, batch_size=30, lr=0.01, schedule="constant", weight_decay=5e-4),
         ),
