@@ -23,13 +23,16 @@ from fgvc_ext.models.weights_file import load_weights_file  # noqa: E402
 
 CLASSES, SPECIES = 100, 1000
 SHOWN = range(10)  # seeds of species that presets and tables use
-ARGUMENTS = [
-    *("demo", "--data.classes", str(CLASSES), "--data.species", str(SPECIES), "--model.weights", "none"),
-    *("--method.diversification", "False", "--method.gce", "False", "--method.compare-plain", "False"),
-    *("--optim.epochs", "30", "--optim.lr", "0.05", "--optim.warmup-epochs", "1", "--optim.weight-decay", "5e-4"),
-    *("--optim.batch-size", "30", "--data.train-per-class", "30", "--data.test-per-class", "10"),
-    *("--engine.eval-every", "10", "--engine.precision", "fp32", "--report", "False", "--five-crop", "False"),
-]
+# All that decides the bytes is said here: the preset that it begins with may change.
+ARGUMENTS = f"""
+demo --data.classes {CLASSES} --data.species {SPECIES} --data.train-per-class 30 --data.test-per-class 10
+--data.image-size 128 --data.resize 128 --data.crop 112 --data.flip 0.5 --data.jitter 0
+--model.backbone resnet10_narrow --model.weights none
+--method.diversification False --method.gce False --method.compare-plain False
+--optim.epochs 30 --optim.batch-size 30 --optim.lr 0.05 --optim.new-layers-lr 0.05 --optim.weight-decay 5e-4
+--optim.schedule cosine --optim.warmup-epochs 1
+--engine.precision fp32 --engine.channels-last True --engine.eval-every 10 --report False --five-crop False --seed 0
+""".split()
 
 
 def check_species() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,10 +14,13 @@ import torchvision
 from torch import nn
 
 from fgvc_ext.atomic_files import file_sha256
+from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.data import SyntheticBirds
+from fgvc_ext.data.pipeline import DataConfig
 from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models import Backbone, SubtleDifferences, build_backbone, starting_weights
 from fgvc_ext.models.config import ModelConfig
+from fgvc_ext.training import OptimConfig
 
 SPLITS = ("train", "test")
 
@@ -234,11 +238,27 @@ def test_birds_tell_species_apart_that_they_have_not_seen():
     assert share_of_correct(build_backbone("resnet10_narrow", weights="birds")) > 0.5
 
 
+def _birds_script() -> dict[str, Any]:
+    file = Path(__file__).parents[2] / "scripts/birds_backbone.py"
+    names: dict[str, Any] = {"__file__": str(file), "__name__": "birds_backbone"}
+    exec(compile(file.read_text(), file.name, "exec"), names)
+    return names
+
+
+def test_the_birds_backbone_is_made_again_with_the_settings_that_it_was_made_with():
+    """Whatever the preset becomes that the script begins with."""
+    driver = load_driver(drivers_folder() / "subtle_differences.py").DRIVER
+    config = driver.read_arguments(_birds_script()["ARGUMENTS"])
+    optim = {"lr": 0.05, "new_layers_lr": 0.05, "weight_decay": 5e-4, "schedule": "cosine", "warmup_epochs": 1}
+    assert config.optim == OptimConfig(epochs=30, batch_size=30, **optim)
+    data = {"classes": 100, "species": 1000, "train_per_class": 30, "test_per_class": 10}
+    assert config.data == DataConfig(resize=128, crop=112, **data)
+    assert config.model == ModelConfig(backbone="resnet10_narrow")
+    assert config.seed == 0
+
+
 def test_no_species_of_a_preset_is_one_that_the_birds_backbone_has_seen():
-    scripts = Path(__file__).parents[2] / "scripts"
-    code = (scripts / "birds_backbone.py").read_text()
-    names: dict[str, object] = {"__file__": str(scripts / "birds_backbone.py"), "__name__": "birds_backbone"}
-    exec(compile(code, "birds_backbone.py", "exec"), names)
+    names = _birds_script()
     names["check_species"]()
     names["SHOWN"] = range(1000, 1001)
     with pytest.raises(ValueError, match="species 1000: one of them is also drawn from seed 1000"):
