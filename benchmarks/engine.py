@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from results import machine, table
+from steps import CLASSES, WHAT, parser_of_steps, random_batch
 from timing import Contender, keep_freed_memory, measure
 from torch import nn
 
@@ -27,31 +28,16 @@ from fgvc_ext.training.step import TrainingStep
 ENGINE, BARE = "engine", "bare loop"
 WANTED = 0.97
 """Images a second of the engine over those of the bare loop, at least."""
-CLASSES = 200
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description="Times a training step beside a bare loop, and its peak memory.")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
-    parser.add_argument("--backbone", default="resnet50" if gpu else "resnet18")
-    parser.add_argument("--size", type=int, default=448 if gpu else 160, help="side of the images")
-    parser.add_argument("--batch-size", type=int, default=32 if gpu else 16)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if gpu else "fp32")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/engine-<device>-<date>.csv)")
+    parser = parser_of_steps("Times a training step beside a bare loop, and its peak memory.", "engine", rounds=20)
     parser.add_argument("--peak", choices=(ENGINE, BARE), help=argparse.SUPPRESS)  # what the process of its own does
     return parser.parse_args(words)
 
 
 def contenders(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    device = torch.device(args.device)
-    torch.manual_seed(0)
-    images = torch.rand(args.batch_size, 3, args.size, args.size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    label = torch.arange(args.batch_size, device=device) % CLASSES
-    seed = torch.arange(args.batch_size, device=device)
-    batch = {"image": images, "label": label, "seed": seed, "index": seed}
+    device, batch = torch.device(args.device), random_batch(args)
     optim = OptimConfig(lr=1e-3, batch_size=args.batch_size)
 
     def task() -> Classification:
@@ -69,7 +55,7 @@ def contenders(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
 
         def step() -> None:
             with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
-                loss = module.loss(module.model(images, seed), label)
+                loss = module.loss(module.model(batch["image"], batch["seed"]), batch["label"])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -107,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
     ratio = statistics.median(b / e for b, e in zip(times.samples[BARE], times.samples[ENGINE], strict=True))
     path = args.out or Path(__file__).parent / "results" / f"engine-{args.device}-{datetime.date.today()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    what = {name: getattr(args, name) for name in ("backbone", "size", "batch_size", "precision")}
+    what = {name: getattr(args, name) for name in WHAT}
     facts = machine(args.device)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

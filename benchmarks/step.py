@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from results import machine, table
+from steps import CLASSES, WHAT, parser_of_steps, random_batch
 from timing import Contender, Times, keep_freed_memory, measure
 from torch import nn
 from torch.autograd import DeviceType
@@ -32,7 +33,6 @@ from fgvc_ext.training.embedding import EmbeddingClassification
 from fgvc_ext.training.step import TrainingStep
 from fgvc_ext.training.task import Task
 
-CLASSES = 200
 PLAIN = "plain"
 PROFILED_STEPS = 3
 Network = Callable[[], Backbone]
@@ -110,29 +110,15 @@ class Measured:
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description="Times the training step of every method beside the plain network's.")
+    parser = parser_of_steps("Times the training step of every method beside the plain network's.", "step", rounds=40)
     parser.add_argument("--method", action="append", choices=[method.name for method in METHODS], help="default: all")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
-    parser.add_argument("--backbone", default="resnet50" if gpu else "resnet18")
-    parser.add_argument("--size", type=int, default=448 if gpu else 160, help="side of the images")
-    parser.add_argument("--batch-size", type=int, default=32 if gpu else 16)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if gpu else "fp32")
-    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=120, help="of each of the two steps, at most, about")
-    parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/step-<device>-<date>.csv)")
     return parser.parse_args(words)
 
 
 def training_step(task: Callable[[Network], Task], args: argparse.Namespace) -> Callable[[], object]:
     """One step of the engine, again and again on the same batch."""
-    device = torch.device(args.device)
-    torch.manual_seed(0)
-    images = torch.rand(args.batch_size, 3, args.size, args.size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    number = torch.arange(args.batch_size, device=device)
-    # Each class twice: losses within and between classes have both kinds of pairs.
-    batch = {"image": images, "label": number // 2 % CLASSES, "seed": number, "index": number}
+    device, batch = torch.device(args.device), random_batch(args)
     module = task(lambda: build_backbone(args.backbone)).to(device).to(memory_format=torch.channels_last).train()
     optim = OptimConfig(lr=1e-3, batch_size=args.batch_size)
     step = TrainingStep(module, optim, EngineConfig(precision=args.precision), device, 100)
@@ -174,7 +160,7 @@ def measure_method(method: Method, args: argparse.Namespace) -> Measured:
 
 def write(path: Path, found: Sequence[Measured], args: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    what = {name: getattr(args, name) for name in ("backbone", "size", "batch_size", "precision")}
+    what = {name: getattr(args, name) for name in WHAT}
     facts = machine(args.device)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
