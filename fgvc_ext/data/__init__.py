@@ -56,8 +56,8 @@ def load_dataset(
 ) -> ImageDataset:
     """The data set `name`: "synthetic", "folder", "cub", "cars", "aircraft", "dogs" or "gtos".
 
-    `options` go to its class.     "synthetic" is drawn and takes no root, the others need one. Raises ValueError for
-    an unknown name or a missing root, `DatasetError` for data that is not as it should be.
+    `options` go to its class. "synthetic" is drawn and takes no root, the others need one. Raises ValueError for an
+    unknown name or a missing root, `DatasetError` for data that is not as it should be.
     """
     if name not in _DATASETS:
         raise ValueError(f"data set: expected one of {', '.join(sorted(_DATASETS))}, got {name!r}")

@@ -106,15 +106,14 @@ class EmbeddingClassification(Classification):
     def step(self, batch: Batch) -> dict[str, Any]:
         labels, model = batch["label"], self.model
         embeddings: Tensor = model.embed(batch["image"])  # type: ignore[operator]
-        scores = model.classifier(embeddings)  # type: ignore[operator]
-        loss, n = self.loss(scores, labels), len(labels)
-        logs = {"correct": (scores.detach().argmax(1) == labels).sum()}
+        answer = self.answer(model.classifier(embeddings), labels)  # type: ignore[operator]
         if "embedding" in self.losses:
             part: Any = self.losses["embedding"]
-            loss = loss + self.weight * part(embeddings, labels, batch_sizes=self.batch_sizes or None)
+            shared = part(embeddings, labels, batch_sizes=self.batch_sizes or None)
+            answer["loss"] = answer["loss"] + self.weight * shared
             # Of the global batch, so every process reports the same mean.
-            logs |= {"within": part.within * n, "between": part.between * n}
-        return {"loss": loss, "logs": logs, "n": n}
+            answer["logs"] |= {"within": part.within * len(labels), "between": part.between * len(labels)}
+        return answer
 
 
 class FineTunedPooling(EmbeddingClassification):

@@ -65,8 +65,8 @@ MUTANTS = [
     ),
     *of(
         "fgvc_ext/training/embedding.py",
-        Mutant("embedding-loss-without-weight", "self.weight * part(", "part("),
-        Mutant("embedding-logs-divided-twice", "part.within * n", "part.within"),
+        Mutant("embedding-loss-without-weight", "self.weight * shared", "shared"),
+        Mutant("embedding-logs-divided-twice", "part.within * len(labels)", "part.within"),
         Mutant("embedding-rest-begins-anew", 'group["lr"] * factor', 'group["lr"]'),
         Mutant("embedding-rest-has-a-schedule", '"constant": True', '"constant": False'),
         Mutant("means-of-any-length", "nn.functional.normalize(found) if normalize else found", "found"),
