@@ -5,4 +5,5 @@ from .attention import SpatialAttentionMap as SpatialAttentionMap
 from .class_mean import ClassMeanLoss as ClassMeanLoss
 from .diversification import Diversification2d as Diversification2d
 from .gradient_boosting import GradientBoostingCrossEntropyLoss as GradientBoostingCrossEntropyLoss
+from .part_boxes import PartBoxLosses as PartBoxLosses
 from .pooling import GlobalKMaxPool2d as GlobalKMaxPool2d

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+SMALLEST_FLOAT32 = torch.finfo(torch.float32).tiny  # of the normal numbers above zero
 _LARGEST = sys.float_info.max
 _MOST_POSITIONS = 2**31 - 1  # of a map: what the kernels count in 32 bits
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
