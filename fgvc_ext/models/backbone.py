@@ -26,6 +26,8 @@ class Backbone(nn.Sequential):
 
     Attributes:
         channels: C of the features [N,C,h,w].
+        in_channels: of what it sees: 3, and more where `widen` has added some.
+        input_weight: name of the parameter that `widen` has changed; None where it has not.
         frozen_until: the last frozen group; None where nothing is frozen.
         evaluate_cached: what is asked of the engine: the last epoch is evaluated on cached features too.
         group_of: name of a parameter → the group of layers that it belongs to, such as "layer4".
@@ -34,7 +36,8 @@ class Backbone(nn.Sequential):
 
     def __init__(self, layers: Mapping[str, nn.Module], channels: int, group_of: Callable[[str], str]) -> None:
         super().__init__(OrderedDict(layers))
-        self.channels = channels
+        self.channels, self.in_channels = channels, 3
+        self.input_weight: str | None = None
         self.group_of = group_of
         self.preprocessing: dict[str, Any] = dict(IMAGENET)
         self.frozen_until: str | None = None
@@ -120,7 +123,7 @@ class Backbone(nn.Sequential):
         return self._through(self._behind, images.to(next(self.parameters()).dtype))
 
     def _is_frozen_features(self, images: Tensor) -> bool:
-        return self.has_frozen_features and images.shape[1] != 3  # images have 3 channels, feature maps more
+        return self.has_frozen_features and images.shape[1] != self.in_channels  # feature maps have more
 
     def _through(self, layers: Sequence[str], features: Tensor) -> Tensor:
         for path in layers:  # by name: a layer may have been replaced, as SyncBatchNorm does
@@ -133,6 +136,29 @@ class Backbone(nn.Sequential):
         for path in self._still:
             self.get_submodule(path).train(False)
         return self
+
+    # ---------------------------------------------------------------- more than images
+
+    def widen(self: Self, channels: int) -> Self:
+        """See `channels` channels instead of an image's three. The new ones' weights are zero: they change nothing yet.
+
+        Raises:
+            ValueError: a backbone that does not begin with one plain convolution of the image.
+        """
+        name, layer = next(((n, m) for n, m in self.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+        if type(layer) is not nn.Conv2d or layer.in_channels != 3 or layer.groups != 1:
+            raise ValueError(
+                f"backbone: to see {channels} channels, it must begin with a torch.nn.Conv2d of 3, got {layer}"
+            )
+        self.in_channels, self.input_weight = channels, f"{name}.weight"
+        layer.weight = nn.Parameter(self.fitted(self.input_weight, layer.weight.detach()))
+        layer.in_channels = channels
+        return self
+
+    def fitted(self, name: str, weight: Tensor) -> Tensor:
+        """A weight as the backbone takes it: that of the first convolution for images alone with zeros for the rest."""
+        missing = self.in_channels - weight.shape[1] if name == self.input_weight else 0
+        return weight if missing == 0 else nn.functional.pad(weight, (0, 0, 0, 0, 0, missing))
 
     # ---------------------------------------------------------------- maps within
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import build_backbone
-from fgvc_ext.models.model import Explanation, Model, backbone_groups
+from fgvc_ext.models.model import Explanation, Model, activation_maps, backbone_groups
 from fgvc_ext.models.norm import EmbeddingNorm
 from fgvc_ext.ops import spatial_attention_map
 
@@ -76,7 +75,7 @@ class KnowledgeTransfer(Model, method="knowledge_transfer"):
         features = self.backbone(images)
         maps = {"attention": spatial_attention_map(features)[:, None]}
         if isinstance(self.classifier, nn.Linear):
-            maps["class activation"] = _activation_maps(features, self.classifier)
+            maps["class activation"] = activation_maps(features, self.classifier)
         return Explanation(maps=maps, scores=self.scores(features))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -90,8 +89,3 @@ class KnowledgeTransfer(Model, method="knowledge_transfer"):
     def from_settings(cls, settings: Mapping[str, Any]) -> KnowledgeTransfer:
         options = dict(settings)
         return cls(build_backbone(**options.pop("backbone")), **options)
-
-
-def _activation_maps(features: Tensor, linear: nn.Linear) -> Tensor:
-    """M_c = Σ_d w_cd F_d + b_c, [N,C,h,w]; its mean over the positions is the score of c."""
-    return F.conv2d(features, linear.weight[:, :, None, None], linear.bias)

@@ -149,6 +149,11 @@ def backbone_groups(backbone: Backbone) -> dict[str, list[nn.Parameter]]:
     return {group: [named[name] for name in names] for group, names in backbone.groups().items()}
 
 
+def activation_maps(features: Tensor, linear: nn.Linear) -> Tensor:
+    """M_c = Σ_d w_cd F_d + b_c, [N,C,h,w]; its mean over the positions is the score of c."""
+    return nn.functional.conv2d(features, linear.weight[:, :, None, None], linear.bias)
+
+
 def describe(model: Model) -> dict[str, Any]:
     """The metadata from which `load` builds a model again, as JSON."""
     return {
