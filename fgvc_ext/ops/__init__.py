@@ -6,6 +6,8 @@ from .diversify import diversify as diversify
 from .diversify import suppression_mask as suppression_mask
 from .global_k_max_pool import global_k_max_pool as global_k_max_pool
 from .gradient_boosting_cross_entropy import gradient_boosting_cross_entropy as gradient_boosting_cross_entropy
+from .group_bilinear import group_bilinear as group_bilinear
 from .heatmap_to_boxes import heatmap_to_boxes as heatmap_to_boxes
 from .orthogonal_loss import orthogonal_loss as orthogonal_loss
+from .semantic_grouping_loss import semantic_grouping_loss as semantic_grouping_loss
 from .spatial_attention_map import spatial_attention_map as spatial_attention_map
