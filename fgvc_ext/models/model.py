@@ -94,6 +94,10 @@ class Model(nn.Module):
         """Every parameter in its group of layers, from input to output."""
         raise NotImplementedError
 
+    def networks(self) -> dict[str, Backbone]:
+        """Of a model of several backbones, each by the prefix of its names. Weights to start from are for each."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """What `from_settings` needs to build the model again, as JSON."""
         raise NotImplementedError

@@ -60,7 +60,8 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
 
     The names must be the module's, but for classifiers: the module's own may be missing or be for another number of
     classes (it then keeps its initial values, and the report says so), the file's may be one that the module lacks.
-    Parts that a model names in `trained_before` stay as they are, whatever the file has.
+    Parts that a model names in `trained_before` stay as they are, whatever the file has. A model of several backbones
+    (`networks()`) takes a file of one backbone for each of them; a file of its own has their names.
 
     Args:
         new_layers: groups of layers (`parameter_groups()` of a model, `groups()` of a backbone) that the file may lack
@@ -74,6 +75,7 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
     own = {name: value for name, value in module.state_dict().items() if not name.startswith(kept)}
     names = {_own_spelling(name): tensor for name, tensor in _read(Path(file)).items()}
     names, interpolated = _converted_by_timm(module, names)
+    names = _for_each_network(module, names)
     rename = _to_own_names(names, own)
     state = {rename(name): tensor for name, tensor in names.items()}
     shapes = {
@@ -81,7 +83,8 @@ def load_weights(module: nn.Module, file: str | Path, *, new_layers: Collection[
         for name in own
         if name in state and state[name].shape != own[name].shape
     }
-    resized = [name for name in shapes if name.startswith("classifier.")]
+    heads = _layers_of(module, ())
+    resized = [name for name in shapes if name.startswith("classifier.") or name.rpartition(".")[0] in heads]
     # older files lack the counters, which matter only to a BatchNorm without momentum
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in names if rename(name) not in own]
@@ -113,6 +116,22 @@ def _converted_by_timm(module: nn.Module, names: dict[str, Tensor]) -> tuple[dic
     )
     others = {name: tensor for name, tensor in names.items() if not name.startswith(prefix)}
     return {**others, **{prefix + name: tensor for name, tensor in found.items()}}, changed
+
+
+def _for_each_network(module: nn.Module, names: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file of one backbone under the names of each backbone of a model; other files as they are."""
+    networks: Mapping[str, Backbone] = module.networks() if isinstance(module, Model) else {}
+    if not networks or any(name.startswith(tuple(networks)) for name in names):
+        return names
+    found, used = dict[str, Tensor](), set[str]()
+    for prefix, backbone in networks.items():
+        own = backbone.state_dict()
+        rename = _to_own_names(names, own)
+        for name, tensor in names.items():
+            if rename(name) in own:
+                found[prefix + rename(name)] = backbone.fitted(rename(name), tensor)
+                used.add(name)
+    return {**found, **{name: tensor for name, tensor in names.items() if name not in used}}
 
 
 def _refuse(file: str | Path, *, missing: list[str], unexpected: list[str], reshaped: list[str]) -> None:
