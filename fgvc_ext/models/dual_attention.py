@@ -112,6 +112,9 @@ class DualAttention(Model, method="dual_attention"):
         csf_detach: see `ScoreFusion`.
         part_images, part_size, blur_sigma, noise_std, noise_mode: see `part_images`.
 
+    Attributes:
+        level_channels: of the maps of the backbone's last three groups of layers.
+
     Raises:
         ValueError: no classes, a switch without what it needs, or what the parts refuse.
     """
@@ -153,10 +156,13 @@ class DualAttention(Model, method="dual_attention"):
         self.use_lhm, self.fg_threshold = use_lhm, fg_threshold
         twin = copy.deepcopy(backbone) if use_teacher else None  # the same weights, as both start pretrained
         self.student = StudentNetwork(backbone, num_classes, dropout=dropout)
-        self.proposals = self.teacher = self.fusion = None
+        self.level_channels = _level_channels(backbone, self.student.names)
+        self.proposals: PartProposalNetwork | None = None
+        self.teacher: TeacherNetwork | None = None
+        self.fusion: ScoreFusion | None = None
         if use_sppn:
             self.proposals = PartProposalNetwork(
-                _level_channels(backbone, self.student.names),
+                self.level_channels,
                 width=fpn_channels,
                 depth=head_depth,
                 regions=regions,
@@ -268,7 +274,9 @@ class DualAttention(Model, method="dual_attention"):
         assert self.teacher is not None
         found: dict[str, DeepBilinearBlock] = {}
         for site, stage in zip(("res4", "res5"), self.teacher.names[-2:], strict=True):
-            blocks = [m for m in self.teacher.backbone.get_submodule(stage).modules() if isinstance(m, DeepBilinearBlock)]
+            blocks = [
+                m for m in self.teacher.backbone.get_submodule(stage).modules() if isinstance(m, DeepBilinearBlock)
+            ]
             found |= {site: block for block in blocks}
         found |= {} if self.teacher.last is None else {"last": self.teacher.last}
         return {name: block for name, block in found.items() if block.attention.kind != "off"}

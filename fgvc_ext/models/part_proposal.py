@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgvc_ext.ops import select_boxes
+from fgvc_ext.reference.accumulation import accumulation_dtype
 
 IMAGE_SIDE = 448
 """Side in pixels of the images for which sizes in pixels are given; they grow and shrink with the image."""
@@ -135,9 +136,7 @@ class FeaturePyramid(nn.Module):
         """levels [N,C,h,w], the finest first → as many [N,width,h,w]."""
         above: Tensor | None = None
         found: list[Tensor] = []
-        for lateral, output, level in zip(
-            reversed(self.lateral), reversed(self.output), reversed(levels), strict=True
-        ):
+        for lateral, output, level in zip(reversed(self.lateral), reversed(self.output), reversed(levels), strict=True):
             own = lateral(level)
             above = own if above is None else own + F.interpolate(above, own.shape[-2:], mode="nearest")
             found.insert(0, output(above))
@@ -218,7 +217,8 @@ class PartProposalNetwork(nn.Module):
         maps = self.pyramid([level.detach() if self.detach else level for level in levels])
         scores = [self.score(one).permute(0, 2, 3, 1).flatten(1) for one in maps]
         changes = [self.change(one).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)) for one in maps]
-        return torch.cat(scores, dim=1).float(), torch.cat(changes, dim=1).float()
+        dtype = accumulation_dtype(levels[0].dtype)
+        return torch.cat(scores, dim=1).to(dtype), torch.cat(changes, dim=1).to(dtype)
 
     def anchors(self, levels: Sequence[Tensor], image_size: Sequence[int]) -> Tensor:
         """The anchors [A,4] of these feature maps of images of this height and width: centre and sides in pixels."""
@@ -244,9 +244,7 @@ class PartProposalNetwork(nn.Module):
             if foreground is not None:
                 positive = centre_values(foreground, places)
             boxes = decode(changes, places, image_size)
-            indices, valid = select_boxes(
-                scores, boxes, positive, iou_threshold=self.iou_threshold, top=self.regions
-            )
+            indices, valid = select_boxes(scores, boxes, positive, iou_threshold=self.iou_threshold, top=self.regions)
         # Decoded again, with a gradient, are only the boxes that are kept.
         kept = changes.gather(1, indices[..., None].expand(-1, -1, 4))
         return Proposals(indices, scores.gather(1, indices), decode(kept, places[indices], image_size), valid)

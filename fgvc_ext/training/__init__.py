@@ -12,6 +12,7 @@ from fgvc_ext.training.config import (
     load_config,
     save_config,
 )
+from fgvc_ext.training.dual_attention import DualAttentionClassification
 from fgvc_ext.training.ensembles import EnsembleAccuracy, ensemble_measures
 from fgvc_ext.training.evaluation import evaluate_samples, map_samples
 from fgvc_ext.training.run_folder import RunFolder, RunLocked
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointCorrupt",
     "Classification",
     "ConfigMismatch",
+    "DualAttentionClassification",
     "EngineConfig",
     "EnsembleAccuracy",
     "Frozen",
