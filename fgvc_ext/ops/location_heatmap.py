@@ -28,8 +28,8 @@ def location_heatmap(features: Sequence[Tensor], image_size: int | tuple[int, in
         image_size: side of the square image in pixels, or its (height, width).
 
     Returns:
-        [N,1,H,W], contiguous, in the dtype of ``features[0]``; sums in float32 (float64 for float64). Pixel i of H takes
-        the mask's row floor((i + 0.5) · h / H), and columns likewise.
+        [N,1,H,W], contiguous, in the dtype of ``features[0]``; sums in float32 (float64 for float64). Pixel i of H
+        takes the mask's row floor((i + 0.5) · h / H), and columns likewise.
 
     Gradient:
         none: the map does not require a gradient.

@@ -1,4 +1,4 @@
-"""Part images of dual attention fusion (section 3.3): a region in its image, the other regions noisy, the rest blurred."""
+"""Part images of dual attention fusion (section 3.3): a region in its image, the others noisy, the rest blurred."""
 
 import math
 

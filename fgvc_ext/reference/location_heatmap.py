@@ -19,7 +19,9 @@ def location_heatmap(features: Sequence[Tensor], image_size: int | tuple[int, in
 
 def _mask(values: Tensor) -> Tensor:
     """[N,C,h,w] → [N,h,w]: one where the sum over the channels exceeds its mean, zero elsewhere."""
-    aggregation = values.sum(dim=1)
+    # Each position's channels side by side: else torch adds them up in another order at the end of a map, and the sums
+    # of a constant map differ by a rounding.
+    aggregation = values.movedim(1, 3).contiguous().sum(dim=3)
     threshold = aggregation.mean(dim=(1, 2), keepdim=True)
     above = aggregation > threshold
     nothing = ~above.any(dim=2, keepdim=True).any(dim=1, keepdim=True)  # a constant map
