@@ -147,8 +147,10 @@ class TeacherNetwork(nn.Module):
         frozen_until = backbone.frozen_until
         self.backbone = backbone.freeze(None).widen(5)
         self.names = list(backbone.groups())[-3:]
-        stages = [stage for stage, site in zip(self.names[-2:], SITES, strict=False) if site in sites]
-        self.has_blocks_within = any([_with_blocks(backbone, stage, options) for stage in stages])
+        self.has_blocks_within = False
+        for stage, site in zip(self.names[-2:], SITES[:2], strict=True):
+            if site in sites:
+                self.has_blocks_within |= _with_blocks(backbone, stage, options)
         backbone.freeze(frozen_until)
         self.last = DeepBilinearBlock.at_the_end(backbone.channels, **options) if "last" in sites else None
         self.classifier = nn.Linear(backbone.channels, num_classes)

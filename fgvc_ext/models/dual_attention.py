@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -225,7 +226,8 @@ class DualAttention(Model, method="dual_attention"):
 
     def teach(self, images: Tensor, seen: Seen) -> Taught:
         """The teacher's pass over images [N,3,H,W] of which the student has seen this much."""
-        assert self.teacher is not None and seen.heat is not None
+        assert self.teacher is not None
+        assert seen.heat is not None
         return self.teacher.teach(five_channels(images, seen.heat, self.saliency(seen, images)))
 
     # ---------------------------------------------------------------- inference
@@ -274,10 +276,9 @@ class DualAttention(Model, method="dual_attention"):
         assert self.teacher is not None
         found: dict[str, DeepBilinearBlock] = {}
         for site, stage in zip(("res4", "res5"), self.teacher.names[-2:], strict=True):
-            blocks = [
-                m for m in self.teacher.backbone.get_submodule(stage).modules() if isinstance(m, DeepBilinearBlock)
-            ]
-            found |= {site: block for block in blocks}
+            for module in self.teacher.backbone.get_submodule(stage).modules():
+                if isinstance(module, DeepBilinearBlock):
+                    found[site] = module
         found |= {} if self.teacher.last is None else {"last": self.teacher.last}
         return {name: block for name, block in found.items() if block.attention.kind != "off"}
 
@@ -317,8 +318,7 @@ class DualAttention(Model, method="dual_attention"):
 
 def _check_switches(**switches: bool) -> None:
     """ValueError for a row of Table 3 without the rows before."""
-    names = list(switches)
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in pairwise(switches):
         if switches[name] and not switches[before]:
             raise ValueError(f"DualAttention: {name}: expected False without {before}, on which it builds, got True")
 

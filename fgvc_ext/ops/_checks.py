@@ -16,7 +16,7 @@ from torch import Tensor
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 SMALLEST_FLOAT32 = torch.finfo(torch.float32).tiny  # of the normal numbers above zero
 _LARGEST = sys.float_info.max
-_MOST_POSITIONS = 2**31 - 1  # of a map: what the kernels count in 32 bits
+MOST_POSITIONS = 2**31 - 1  # of a map: what the kernels count in 32 bits
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -53,9 +53,9 @@ def check_positions(op: str, name: str, maps: Tensor) -> int:
     """H·W of ``maps`` [...,H,W]. In a compiled graph the check is a guard: larger maps come here again."""
     height, width = maps.shape[-2:]
     positions = height * width
-    if positions > _MOST_POSITIONS:
+    if positions > MOST_POSITIONS:
         raise ValueError(
-            f"{op}: {name} must have at most {_MOST_POSITIONS} positions per map, got H*W = {height}*{width} = "
+            f"{op}: {name} must have at most {MOST_POSITIONS} positions per map, got H*W = {height}*{width} = "
             f"{positions}"
         )
     return positions
@@ -113,24 +113,27 @@ def check_labels_shape(op: str, name: str, value: Any, first_name: str, first: T
         )
 
 
-def image_sides(op: str, image_size: Any) -> tuple[int, int]:
+def image_sides(op: str, image_size: Any, name: str = "image_size") -> tuple[int, int]:
     """(height, width) of ``image_size``, which is one number for both or the two of them."""
     if isinstance(image_size, (int, torch.SymInt, numbers.Integral)):
         image_size = (image_size, image_size)
     if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
-        raise TypeError(f"{op}: image_size must be an int or (height, width), got {image_size!r}")
-    height = check_int(op, "the height in image_size", image_size[0], least=1)
-    width = check_int(op, "the width in image_size", image_size[1], least=1)
+        raise TypeError(f"{op}: {name} must be an int or (height, width), got {image_size!r}")
+    height = check_int(op, f"the height in {name}", image_size[0], least=1)
+    width = check_int(op, f"the width in {name}", image_size[1], least=1)
     return height, width
 
 
-def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor) -> Tensor:
-    """The int64 tensor [] or [N] that keys Philox; ``None`` draws one from torch's generator of the maps' device."""
+def seed_tensor(op: str, seed: int | Tensor | None, maps: Tensor, name: str = "maps") -> Tensor:
+    """The int64 tensor [] or [N] that keys Philox; ``None`` draws one from torch's generator of the maps' device.
+
+    ``name`` is that of ``maps`` in the operator.
+    """
     if seed is None:
         return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=maps.device)
     if isinstance(seed, Tensor):
         check_tensor(op, "seed", seed, "[N]" if seed.dim() else "[]", (torch.int64,))
-        check_device(op, "seed", seed, "maps", maps)
+        check_device(op, "seed", seed, name, maps)
         if seed.dim() == 1 and seed.shape[0] != maps.shape[0]:
             raise ValueError(f"{op}: seed must have shape [] or [{maps.shape[0]}], got {list(seed.shape)}")
         return seed

@@ -24,8 +24,8 @@ MUTANTS = [
         Mutant("checks-py-probability", "0 <= p <= 1", "0 <= p < 1"),
         Mutant(
             "checks-py-positions",
-            "positions > _MOST_POSITIONS",
-            "positions >= 2 * _MOST_POSITIONS",
+            "positions > MOST_POSITIONS",
+            "positions >= 2 * MOST_POSITIONS",
             survives="Maps of so many positions take gigabytes: no test makes one.",
         ),
         Mutant(
