@@ -183,6 +183,15 @@ class TeacherNetwork(nn.Module):
             ends[name] = features
         return [ends[name] for name in self.names], grouped
 
+    def blocks(self) -> dict[str, DeepBilinearBlock]:
+        """The last block of each site that has some, from input to output."""
+        found: dict[str, DeepBilinearBlock] = {}
+        for site, stage in zip(SITES[:2], self.names[-2:], strict=True):
+            for name, module in self.backbone.named_modules():
+                if isinstance(module, BilinearBottleneck) and name.startswith(f"{stage}."):
+                    found[site] = module
+        return found if self.last is None else {**found, "last": self.last}
+
     def new_parameters(self) -> list[nn.Parameter]:
         """Those of the blocks that no pretrained backbone has."""
         blocks = [module for module in self.backbone.modules() if isinstance(module, BilinearBottleneck)]
@@ -195,7 +204,7 @@ def _with_blocks(backbone: Backbone, stage: str, options: dict[str, object]) -> 
     layer = getattr(backbone, stage, None)
     if not isinstance(layer, nn.Sequential) or not all(isinstance(block, Bottleneck) for block in layer):
         return False
-    blocks: Sequence[BilinearBottleneck] = [BilinearBottleneck(block, **options) for block in layer]  # type: ignore[arg-type]
+    blocks: Sequence[BilinearBottleneck] = [BilinearBottleneck(block, **options) for block in layer]
     setattr(backbone, stage, nn.Sequential(*blocks))
     return True
 

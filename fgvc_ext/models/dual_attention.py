@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import build_backbone
-from fgvc_ext.models.deep_bilinear import SITES, DeepBilinearBlock, Taught, TeacherNetwork, five_channels
+from fgvc_ext.models.deep_bilinear import SITES, Taught, TeacherNetwork, five_channels
 from fgvc_ext.models.localiser import crop_and_resize
 from fgvc_ext.models.model import Explanation, Model, activation_maps, backbone_groups
 from fgvc_ext.models.part_attention import Foreground, PartAttention, box_union, foreground
@@ -153,7 +153,9 @@ class DualAttention(Model, method="dual_attention"):
         if num_classes < 1:
             raise ValueError(f"DualAttention: num_classes: expected at least 1, got {num_classes}")
         _check_switches(use_sppn=use_sppn, use_lhm=use_lhm, use_teacher=use_teacher)
-        self._options = {name: list(v) if isinstance(v, (tuple, list)) else v for name, v in options.items()}
+        self._options: dict[str, Any] = {
+            name: list(v) if isinstance(v, (tuple, list)) else v for name, v in options.items()
+        }
         self.use_lhm, self.fg_threshold = use_lhm, fg_threshold
         twin = copy.deepcopy(backbone) if use_teacher else None  # the same weights, as both start pretrained
         self.student = StudentNetwork(backbone, num_classes, dropout=dropout)
@@ -247,8 +249,8 @@ class DualAttention(Model, method="dual_attention"):
     def explain(self, images: Tensor) -> Explanation:
         """Maps, boxes and scores, as far as the model has the parts that they come from.
 
-        "heat map" and "saliency mask" [N,1,H,W]; "part attention res4" and "res5" [N,1,h,w], what the teacher's blocks
-        are filtered by; "student" and "teacher", class activation maps [N,C,h,w] whose means are their scores. The
+        "heat map" and "saliency mask" [N,1,H,W]; "part attention res4", "res5" and "last" [N,1,h,w], what the
+        teacher's blocks are filtered by; "student" and "teacher", class activation maps [N,C,h,w] whose means are their scores. The
         boxes "parts" [N,M,4] are in the order of their scores.
         """
         seen, maps, boxes = self.look(images), dict[str, Tensor](), dict[str, Tensor]()
@@ -263,24 +265,14 @@ class DualAttention(Model, method="dual_attention"):
         if self.teacher is not None and self.fusion is not None:
             taught = self.teach(images, seen)
             scores = self.fusion(scores, taught.scores)
-            for name, block in self._filters().items():
-                level = taught.levels[-1] if name != "res4" else taught.levels[-2]
-                maps[f"part attention {name}"] = block.attention.share(maps["saliency mask"], level.shape[-2:])
+            for name, block in self.teacher.blocks().items():
+                if block.attention.kind != "off":
+                    size = taught.levels[-2 if name == "res4" else -1].shape[-2:]
+                    maps[f"part attention {name}"] = block.attention.share(maps["saliency mask"], size)
             maps |= {"student": own, "teacher": activation_maps(taught.features, self.teacher.classifier)}
         else:
             maps["student"] = own
         return Explanation(maps, boxes, scores)
-
-    def _filters(self) -> dict[str, DeepBilinearBlock]:
-        """The last block of each site that the teacher has and filters."""
-        assert self.teacher is not None
-        found: dict[str, DeepBilinearBlock] = {}
-        for site, stage in zip(("res4", "res5"), self.teacher.names[-2:], strict=True):
-            for module in self.teacher.backbone.get_submodule(stage).modules():
-                if isinstance(module, DeepBilinearBlock):
-                    found[site] = module
-        found |= {} if self.teacher.last is None else {"last": self.teacher.last}
-        return {name: block for name, block in found.items() if block.attention.kind != "off"}
 
     # ---------------------------------------------------------------- parameters, files
 

@@ -164,13 +164,12 @@ class DualAttentionClassification(Classification):
             self.losses["hint"] = nn.ModuleDict({name: Hint(channels[name]) for name in method.hint_levels})
         # A tensor: a compiled step would be compiled anew for each value of a number.
         self.register_buffer("ramp", torch.ones(()), persistent=False)
+        self.ramp: Tensor
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
-        rise: Tensor = self.ramp  # type: ignore[assignment]
-        rise.fill_(min(1.0, epoch / max(1, self.method.distill_warmup_epochs)))
-        if self.method.distill_warmup_epochs == 0:
-            rise.fill_(1.0)
+        epochs = self.method.distill_warmup_epochs
+        self.ramp.fill_(min(1.0, epoch / epochs) if epochs else 1.0)
 
     def step(self, batch: Batch) -> dict[str, Any]:
         images, label, method = batch["image"], batch["label"], self.method
