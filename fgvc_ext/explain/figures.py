@@ -56,26 +56,42 @@ def cam_comparison(
     wrong = {name: count for name, count in counts.items() if count != len(images)}
     if wrong:
         raise ValueError(f"cam_comparison: expected one entry an image ({len(images)}), got {wrong}")
-    text_share = 0.62
+    pictures: dict[str, list[Tensor]] = {name: [] for name in columns}
+    for n, image in enumerate(images):
+        image, scale = enlarged(image)
+        shown = draw_boxes(image, scale * boxes[n]) if boxes is not None else image
+        shown = draw_points(shown, scale * points[n]) if points is not None else shown
+        drawn = [shown, *[overlay(image, values[n], opacity=opacity) for values in maps.values()]]
+        drawn += [draw_mask(image, masks[n])] if masks is not None else []
+        for name, picture in zip(columns, drawn, strict=True):
+            pictures[name].append(picture)
+    return picture_rows(pictures, titles, measures)
+
+
+def picture_rows(
+    columns: Mapping[str, Sequence[Tensor]], titles: Sequence[str], measures: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
+    """Pictures uint8 [3,H,W] in rows: each column with its name above, each row with its title on the left.
+
+    Args:
+        columns: name → a picture for every row.
+        titles: texts, wrapped.
+        measures: a column's name → short texts that stand under its pictures.
+    """
+    text_share, lines = 0.62, max(1, len(titles))
     cell = WIDTH / (len(columns) + text_share)
     caption = 0.18 if measures else 0.04
-    with drawing(WIDTH, 0.3 + max(1, len(images)) * (cell + caption), gap=0.02) as figure:
+    with drawing(WIDTH, 0.3 + lines * (cell + caption), gap=0.02) as figure:
         ratios = [text_share, *[1] * len(columns)]
-        grid = figure.subplots(max(1, len(images)), len(ratios), squeeze=False, width_ratios=ratios)
+        grid = figure.subplots(lines, len(ratios), squeeze=False, width_ratios=ratios)
         for axes in grid.flat:
             as_picture(axes)
-        for axes, name in zip(grid[0, 1:], columns, strict=True):
-            axes.set_title(name, pad=5)
-        for n, image in enumerate(images):
-            grid[n, 0].text(0.96, 0.5, fill(titles[n], 14), ha="right", va="center", fontsize=8.5, color=INK)
-            image, scale = _enlarged(image)
-            shown = draw_boxes(image, scale * boxes[n]) if boxes is not None else image
-            shown = draw_points(shown, scale * points[n]) if points is not None else shown
-            pictures = [shown, *[overlay(image, values[n], opacity=opacity) for values in maps.values()]]
-            pictures += [draw_mask(image, masks[n])] if masks is not None else []
-            for axes, picture in zip(grid[n, 1:], pictures, strict=True):
+        for n, title in enumerate(titles):
+            grid[n, 0].text(0.96, 0.5, fill(title, 14), ha="right", va="center", fontsize=8.5, color=INK)
+        for (name, pictures), column in zip(columns.items(), grid.T[1:], strict=True):
+            column[0].set_title(name, pad=5)
+            for n, (axes, picture) in enumerate(zip(column, pictures, strict=False)):
                 _show(axes, picture)
-            for axes, name in zip(grid[n, 2:], maps, strict=False):
                 if measures and name in measures:
                     axes.set_xlabel(measures[name][n], fontsize=8, labelpad=2)
     return figure
@@ -281,7 +297,7 @@ def _draw_pair(block: SubFigure, example: PairExample, zoom: float, panels: int)
             _show(grid[close], _around(image, point, reach))
             grid[close].set_xlabel(fill(example.enlarged or example.part, 26), fontsize=8.5, color=QUIET, labelpad=3)
             grid[close].spines[:].set(visible=True, color=MARK, linewidth=1.6)
-            image, scale = _enlarged(image)
+            image, scale = enlarged(image)
             image = draw_points(image, scale * torch.tensor(point), MARK, radius=scale * reach)
         _show(grid[whole], image)
     block.suptitle(_heading(example), x=0.012 * 4 / panels, ha="left", fontsize=9, fontweight="bold", color=INK)
@@ -296,7 +312,7 @@ def _heading(example: PairExample) -> str:
     )
 
 
-def _enlarged(image: Tensor) -> tuple[Tensor, int]:
+def enlarged(image: Tensor) -> tuple[Tensor, int]:
     """A small image enlarged by a whole factor, so that lines drawn on it are fine; and the factor."""
     scale = max(1, math.ceil(MIN_SIDE / min(image.shape[-2:])))
     if scale == 1:

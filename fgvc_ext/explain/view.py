@@ -29,7 +29,8 @@ def view_of(model: Model) -> ModelView | None:
     """A model as its own `explain` shows it; None for one that is no classifier.
 
     Shown is the first map: of one for each class that of the label's class, of a single one this one. Of an ensemble it
-    is the mean of what its members look at. The features are the backbone's, averaged over the positions.
+    is the mean of what its members look at. The features are the backbone's, averaged over the positions; of a model of
+    several backbones the first one's.
 
     Raises (when it looks):
         ValueError: a first map that is neither one map nor one for each class.
@@ -37,7 +38,7 @@ def view_of(model: Model) -> ModelView | None:
     if not model.is_classifier:
         return None
     device = next(model.parameters()).device
-    backbone = getattr(model, "backbone", None)
+    backbone = getattr(model, "backbone", next(iter(model.networks().values()), None))
 
     def look(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return _look(model, images.to(device), labels.to(device))

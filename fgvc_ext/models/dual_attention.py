@@ -249,13 +249,12 @@ class DualAttention(Model, method="dual_attention"):
     def explain(self, images: Tensor) -> Explanation:
         """Maps, boxes and scores, as far as the model has the parts that they come from.
 
-        "heat map" and "saliency mask" [N,1,H,W]; "part attention res4", "res5" and "last" [N,1,h,w], what the
-        teacher's blocks are filtered by; "student" and "teacher", class activation maps [N,C,h,w] whose means are their scores. The
-        boxes "parts" [N,M,4] are in the order of their scores.
+        "student" and "teacher", class activation maps [N,C,h,w] whose means are their scores; "heat map" and "saliency
+        mask" [N,1,H,W]; "part attention res4", "res5" and "last" [N,1,h,w], what the teacher's blocks are filtered by.
+        The boxes "parts" [N,M,4] are in the order of their scores.
         """
-        seen, maps, boxes = self.look(images), dict[str, Tensor](), dict[str, Tensor]()
-        scores = seen.scores
-        own = activation_maps(seen.levels[-1], self.student.classifier)
+        seen, boxes = self.look(images), dict[str, Tensor]()
+        scores, maps = seen.scores, {"student": activation_maps(seen.levels[-1], self.student.classifier)}
         if seen.proposals is not None:
             boxes["parts"] = seen.proposals.boxes
         if seen.heat is not None:
@@ -265,13 +264,11 @@ class DualAttention(Model, method="dual_attention"):
         if self.teacher is not None and self.fusion is not None:
             taught = self.teach(images, seen)
             scores = self.fusion(scores, taught.scores)
+            maps["teacher"] = activation_maps(taught.features, self.teacher.classifier)
             for name, block in self.teacher.blocks().items():
                 if block.attention.kind != "off":
                     size = taught.levels[-2 if name == "res4" else -1].shape[-2:]
                     maps[f"part attention {name}"] = block.attention.share(maps["saliency mask"], size)
-            maps |= {"student": own, "teacher": activation_maps(taught.features, self.teacher.classifier)}
-        else:
-            maps["student"] = own
         return Explanation(maps, boxes, scores)
 
     # ---------------------------------------------------------------- parameters, files

@@ -294,7 +294,7 @@ class DualAttentionClassification(Classification):
             found["active_share"] = float(sums["active_pairs"]) / max(1.0, float(sums["comparable_pairs"]))
         if "areas" in sums and sums["areas"].sum() > 0:
             areas = area_quantiles(sums["areas"], QUANTILES)
-            found |= {f"area_ratio_{share:.0%}": area for share, area in zip(QUANTILES, areas, strict=True)}
+            found |= {f"area_ratio_p{100 * share:.0f}": area for share, area in zip(QUANTILES, areas, strict=True)}
         return found
 
 
