@@ -250,8 +250,8 @@ class DualAttention(Model, method="dual_attention"):
         """Maps, boxes and scores, as far as the model has the parts that they come from.
 
         "heat map" and "saliency mask" [N,1,H,W]; "part attention res4", "res5" and "last" [N,1,h,w], what the
-        teacher's blocks are filtered by; "student" and "teacher", class activation maps [N,C,h,w] whose means are their scores. The
-        boxes "parts" [N,M,4] are in the order of their scores.
+        teacher's blocks are filtered by; "student" and "teacher", class activation maps [N,C,h,w] whose means are
+        their scores. The boxes "parts" [N,M,4] are in the order of their regions' scores.
         """
         seen, maps, boxes = self.look(images), dict[str, Tensor](), dict[str, Tensor]()
         scores = seen.scores
