@@ -185,7 +185,7 @@ class DualAttentionClassification(Classification):
             return self._with_logs(answer, student, logs)
         taught = self.network.teach(images, seen)
         if self.distills:
-            student["distill"], counted = self._distillation(seen, taught)
+            student["distill"], counted = self.distillation(seen, taught)
             logs |= counted
         teacher = {"teacher": self.loss(taught.scores, label)}
         if taught.grouped and method.grouping_weight:
@@ -238,7 +238,7 @@ class DualAttentionClassification(Classification):
             }
         return losses, counted
 
-    def _distillation(self, seen: Seen, taught: Taught) -> tuple[Tensor, dict[str, Tensor]]:
+    def distillation(self, seen: Seen, taught: Taught) -> tuple[Tensor, dict[str, Tensor]]:
         """The hints' mean and the soft targets, with the weight of the present epoch; and both of them for the logs."""
         method, hints = self.method, self.losses["hint"]
         soft = soft_target_loss(seen.scores, taught.scores, method.temperature)
