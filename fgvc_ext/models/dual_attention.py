@@ -17,12 +17,16 @@ from fgvc_ext.models.by_name import build_backbone
 from fgvc_ext.models.deep_bilinear import SITES, Taught, TeacherNetwork, five_channels
 from fgvc_ext.models.localiser import crop_and_resize
 from fgvc_ext.models.model import Explanation, Model, activation_maps, backbone_groups
+from fgvc_ext.models.norm import running_statistics
 from fgvc_ext.models.part_attention import Foreground, PartAttention, box_union, foreground
 from fgvc_ext.models.part_proposal import AnchorLevel, PartProposalNetwork, Proposals, relative_side
 from fgvc_ext.ops import compose_parts, location_heatmap
 
 PartImages = Literal["composed", "crops"]
 """What the student sees of a part: the whole image, blurred outside the parts, or the part cut out (as in NTS-Net)."""
+PartStatistics = Literal["shared", "own"]
+"""What a BatchNorm makes of part images in training: "shared": like any image they move its running statistics, which an
+evaluation of whole images then uses. "own": they are normalised by their own batch, and move nothing."""
 NEW_LAYERS = ("proposals", "bilinear")
 """Groups of layers that no pretrained backbone has, beside the classifier: see `load_weights`."""
 
@@ -112,6 +116,7 @@ class DualAttention(Model, method="dual_attention"):
         dbt_sites, use_bilinear, position, paf, paf_floor: see `TeacherNetwork` and `DeepBilinearBlock`.
         csf_detach: see `ScoreFusion`.
         part_images, part_size, blur_sigma, noise_std, noise_mode: see `part_images`.
+        part_statistics: see `PartStatistics`.
 
     Attributes:
         level_channels: of the maps of the backbone's last three groups of layers.
@@ -147,6 +152,7 @@ class DualAttention(Model, method="dual_attention"):
         blur_sigma: float = 20.0,
         noise_std: float = 1.0,
         noise_mode: Literal["add", "replace"] = "add",
+        part_statistics: PartStatistics = "shared",
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "backbone", "__class__")}
         super().__init__(Preprocessing(**backbone.preprocessing))
@@ -218,8 +224,9 @@ class DualAttention(Model, method="dual_attention"):
         )
 
     def part_scores(self, parts: Tensor) -> Tensor:
-        """The student's scores [N,M,C] of part images [N,M,3,h,w], each of which is an image like any other."""
-        return self.student(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
+        """The student's scores [N,M,C] of part images [N,M,3,h,w]."""
+        with running_statistics(self.student, moved=self._options["part_statistics"] == "shared"):
+            return self.student(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
 
     def saliency(self, seen: Seen, images: Tensor) -> Tensor:
         """The mask [N,1,H,W] of what lies in the boxes of the parts."""
@@ -251,7 +258,7 @@ class DualAttention(Model, method="dual_attention"):
 
         "student" and "teacher", class activation maps [N,C,h,w] whose means are their scores; "heat map" and "saliency
         mask" [N,1,H,W]; "part attention res4", "res5" and "last" [N,1,h,w], what the teacher's blocks are filtered by.
-        The boxes "parts" [N,M,4] are in the order of their scores.
+        The boxes "parts" [N,M,4] are in the order of their regions' scores.
         """
         seen, boxes = self.look(images), dict[str, Tensor]()
         scores, maps = seen.scores, {"student": activation_maps(seen.levels[-1], self.student.classifier)}

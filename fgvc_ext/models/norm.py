@@ -1,6 +1,9 @@
-"""A layer that the heads of several models share."""
+"""Normalisation: what several models need beside torch's layers."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,3 +19,17 @@ class EmbeddingNorm(nn.BatchNorm1d):
         if self.training and embeddings.shape[0] < 2:
             return F.batch_norm(embeddings, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(embeddings)
+
+
+@contextlib.contextmanager
+def running_statistics(module: nn.Module, *, moved: bool) -> Iterator[None]:
+    """Within it, a training pass moves the running statistics of the module's BatchNorms, or leaves them (momentum 0)."""
+    layers = [] if moved else [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgvc_ext.reference.accumulation import accumulation_dtype
+
 PartAttention = Literal["pooled", "learnable", "off"]
 """The part attention filter: the mean of the saliency mask over a cell, a learnt function of that mean, or none."""
 
@@ -19,7 +21,7 @@ class Foreground(NamedTuple):
     mask: Tensor
     """bool [N,H,W]."""
     area: Tensor
-    """S, its number of pixels: float32 [N]."""
+    """S, its number of pixels: [N], float32 or, of a float64 heat map, float64."""
     fallback: Tensor
     """bool [N]: the heat map never reached the threshold, so that a lower one was taken."""
 
@@ -34,7 +36,7 @@ def foreground(heat: Tensor, threshold: float = 0.5) -> Foreground:
     mask, some = levels >= threshold, levels > 0
     fallback, nothing = ~mask.any(dim=(1, 2)), ~some.any(dim=(1, 2))
     mask = torch.where(fallback[:, None, None], some | nothing[:, None, None], mask)
-    return Foreground(mask, mask.sum(dim=(1, 2)).float(), fallback)
+    return Foreground(mask, mask.sum(dim=(1, 2)).to(accumulation_dtype(heat.dtype)), fallback)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fgvc_ext.data.loading import Batch
 from fgvc_ext.models.deep_bilinear import Taught
-from fgvc_ext.models.dual_attention import DualAttention, PartImages, Seen
+from fgvc_ext.models.dual_attention import DualAttention, PartImages, PartStatistics, Seen
 from fgvc_ext.models.part_attention import PartAttention
 from fgvc_ext.models.part_proposal import Proposals, relative_side
 from fgvc_ext.ops import part_box_losses, semantic_grouping_loss
@@ -34,6 +34,7 @@ NETWORK = (
     *("use_sppn", "use_lhm", "use_teacher", "dropout", "regions", "iou_threshold", "fpn_channels", "head_depth"),
     *("anchor_sizes", "sppn_detach", "fg_threshold", "dbt_sites", "use_bilinear", "paf", "paf_floor", "csf_detach"),
     *("part_images", "part_size", "blur_sigma", "noise_std", "noise_mode"),
+    "part_statistics",
 )
 """The settings that `models.DualAttention` takes under the same names."""
 QUANTILES = (0.1, 0.5, 0.9)
@@ -93,6 +94,8 @@ class DualAttentionConfig:
     """Of the noise, in units of normalised images."""
     noise_mode: Literal["add", "replace"] = "add"
     """Noise is added to the image, or stands in its place."""
+    part_statistics: PartStatistics = "shared"
+    """Part images move the BatchNorms' running statistics like any image, or are normalised by their own alone."""
     dbt_sites: tuple[Literal["res4", "res5", "last"], ...] = ("res4", "res5", "last")
     """Where the teacher has deep bilinear blocks; a backbone without bottlenecks has the last alone."""
     use_bilinear: bool = True
@@ -185,7 +188,7 @@ class DualAttentionClassification(Classification):
             return self._with_logs(answer, student, logs)
         taught = self.network.teach(images, seen)
         if self.distills:
-            student["distill"], counted = self._distillation(seen, taught)
+            student["distill"], counted = self.distillation(seen, taught)
             logs |= counted
         teacher = {"teacher": self.loss(taught.scores, label)}
         if taught.grouped and method.grouping_weight:
@@ -238,7 +241,7 @@ class DualAttentionClassification(Classification):
             }
         return losses, counted
 
-    def _distillation(self, seen: Seen, taught: Taught) -> tuple[Tensor, dict[str, Tensor]]:
+    def distillation(self, seen: Seen, taught: Taught) -> tuple[Tensor, dict[str, Tensor]]:
         """The hints' mean and the soft targets, with the weight of the present epoch; and both of them for the logs."""
         method, hints = self.method, self.losses["hint"]
         soft = soft_target_loss(seen.scores, taught.scores, method.temperature)

@@ -93,8 +93,9 @@ class Hint(nn.Module):
         return 0.5 * difference.square().sum() / max(1, difference.numel())
 
 
-AREA_BINS = torch.linspace(-6, 6, 97, dtype=torch.float64)
-"""Edges of the bins in which the areas of boxes are counted: log₂ of the ratio to the area that a part should have."""
+OCTAVES, BINS = 6, 96
+"""The areas of boxes are counted in bins of log₂ of their ratio to the area that a part should have: so many, of the
+same width, within so many octaves below and above 1."""
 
 
 def area_counts(boxes: Tensor, valid: Tensor, target: Tensor) -> Tensor:
@@ -103,10 +104,9 @@ def area_counts(boxes: Tensor, valid: Tensor, target: Tensor) -> Tensor:
     The outer bins hold what lies beyond them too. A box without an area counts in the first, a NaN nowhere.
     """
     sides = (boxes[..., 2:] - boxes[..., :2]).detach().clamp(min=0)
-    low, high, count = float(AREA_BINS[0]), float(AREA_BINS[-1]), len(AREA_BINS) - 1
     octaves = (sides[..., 0] * sides[..., 1] / target[:, None]).log2()
-    bins = ((octaves - low) * (count / (high - low))).clamp(0, count - 1).floor()
-    numbers = torch.arange(count, device=boxes.device)
+    bins = ((octaves + OCTAVES) * (BINS / (2 * OCTAVES))).clamp(0, BINS - 1).floor()
+    numbers = torch.arange(BINS, device=boxes.device)
     return ((bins[..., None] == numbers) & valid[..., None]).sum(dim=(0, 1))
 
 
@@ -118,7 +118,7 @@ def area_quantiles(counts: Tensor, shares: Sequence[float]) -> list[float]:
     for share in shares:
         number = max(0, int((below < share).sum()) - 1)
         within = (share - below[number]) / (below[number + 1] - below[number])
-        found.append(float(2 ** torch.lerp(AREA_BINS[number], AREA_BINS[number + 1], within)))
+        found.append(float(2 ** ((number + within) * (2 * OCTAVES / BINS) - OCTAVES)))
     return found
 
 

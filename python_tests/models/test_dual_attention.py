@@ -137,7 +137,7 @@ def test_it_predicts_files_and_tensors():
 
 @torch.no_grad()
 def test_inference_is_exported_as_one_program(images):
-    model = _narrow()
+    model = _narrow(dbt_sites=("res5", "last"))
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
     module = program.module()
     torch.testing.assert_close(module(images), model(images))
@@ -247,10 +247,9 @@ def test_no_classes_are_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["vgg11_bn", "densenet121"])
-def test_other_backbones(name):
+def test_a_backbone_that_is_no_resnet():
     torch.manual_seed(0)
-    model = DualAttention(build_backbone(name), 3, fpn_channels=8, head_depth=0).eval()
+    model = DualAttention(build_backbone("densenet121"), 3, fpn_channels=8, head_depth=0).eval()
     found = model.explain(torch.randn(1, 3, 64, 64))
     assert found.scores.shape == (1, 3)
     assert list(found.boxes) == ["parts"]
