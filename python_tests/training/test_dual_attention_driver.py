@@ -1,0 +1,215 @@
+"""train/dual_attention.py from its command line to its report, in miniature."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import job
+import pytest
+import torch
+from toy_driver import die_in_call
+from toy_training import Child, traces
+
+from fgvc_ext.cli.train import drivers_folder, load_driver
+from fgvc_ext.data.loading import make_loader, to_device
+from fgvc_ext.data.pipeline import evaluation_samples, load_datasets
+from fgvc_ext.models import DualAttention, load
+
+FILE = drivers_folder() / "dual_attention.py"
+TINY = [
+    *("--data.classes", "4", "--data.train-per-class", "6", "--data.test-per-class", "4", "--data.image-size", "48"),
+    *("--data.resize", "48", "--data.crop", "40", "--optim.epochs", "2", "--optim.batch-size", "8"),
+    *("--optim.warmup-epochs", "0", "--engine.workers", "0", "--engine.device", "cpu", "--optim.lr", "0.005"),
+    *("--method.fpn-channels", "8", "--method.head-depth", "1"),
+]
+OURS = ["--report", "False", "--method.compare-plain", "False"]
+
+
+@pytest.fixture(scope="module")
+def driver():
+    return load_driver(FILE)
+
+
+def _run(driver, folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    """The run's stages by name, as run.json has them."""
+    assert driver.DRIVER.main(["demo", "--out", str(folder), *TINY, *arguments]) == 0
+    return {entry["name"]: entry for entry in json.loads((folder / "run.json").read_text())["stages"]}
+
+
+def _plan(driver, *arguments: str) -> dict[str, Any]:
+    config = driver.DRIVER.read_arguments(["demo", *TINY, *arguments])
+    return {stage.name: stage for stage in driver.stages(config, load_datasets(config.data, config.seed))}
+
+
+@pytest.fixture(scope="module")
+def finished(driver, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    return folder, _run(driver, folder)
+
+
+# ---------------------------------------------------------------- the whole pipeline
+
+
+@torch.no_grad()
+def test_the_shipped_model_answers_in_one_call_as_it_was_measured(driver, finished):
+    folder, stages = finished
+    assert list(stages) == ["plain", "ours"]
+    config = driver.DRIVER.read_arguments(["--config", str(folder / "config.json")])
+    model = load(folder / "weights/last.safetensors")
+    assert isinstance(model, DualAttention)
+    samples = evaluation_samples(load_datasets(config.data, config.seed), model.preprocessing)["test"]
+    (batch,) = make_loader(samples, [[(index, 0) for index in range(16)]], workers=0)
+    batch = to_device(batch, torch.device("cpu"), normalise=samples.normalise)
+    scores, measures = model.all_scores(batch["image"]), stages["ours"]["measures"]["test"]
+
+    def accuracy(answer: torch.Tensor) -> float:
+        return float((answer.argmax(1) == batch["label"]).double().mean())
+
+    assert measures["accuracy"] == accuracy(model(batch["image"])) == accuracy(scores["fused"])
+    assert measures["student_accuracy"] == accuracy(scores["student"])
+    assert measures["teacher_accuracy"] == accuracy(scores["teacher"])
+    assert measures["mean_accuracy"] == accuracy(scores["student"].softmax(1) + scores["teacher"].softmax(1))
+    assert model.explain(batch["image"]).boxes["parts"].shape == (16, 3, 4)
+    (prediction,) = model.predict([torch.zeros(3, 60, 50, dtype=torch.uint8)], top=2)
+    assert len(prediction.names) == 2
+    assert "student_accuracy" not in stages["plain"]["measures"]["test"]
+
+
+def test_every_risk_is_a_column_of_the_metrics(finished):
+    with (finished[0] / "metrics.csv").open(newline="") as file:
+        first, last = [row for row in csv.DictReader(file) if row["stage"] == "ours"]
+    for name in (
+        *("pred", "con", "rank", "overlap", "area", "distill", "teacher", "grouping", "fusion", "hint", "soft"),
+        *("active_share", "area_ratio_p10", "area_ratio_p50", "area_ratio_p90", "foreground", "fallback"),
+        *("union_to_object", "student_accuracy", "teacher_accuracy"),
+    ):
+        assert float(last[f"train_{name}"]) >= 0, name
+    assert (float(first["train_distill"]), float(last["train_distill"]) > 0) == (0, True), "its weight rises from 0"
+
+
+def test_the_report_shows_how_parts_are_found_and_whether_they_learn(finished):
+    page = (finished[0] / "report.html").read_text()
+    for title in (
+        "From image to parts",
+        "Where student and teacher look",
+        "What the proposals cover",
+        "Whether the regions learn",
+    ):
+        assert f"<h2>{title}</h2>" in page, title
+    with (finished[0] / "tables/parts_covered.csv").open(newline="") as file:
+        rows = {row["part"]: row for row in csv.DictReader(file)}
+    assert list(rows)[0] == "the part that separates the classes"
+    assert {"beak", "wing", "tail"} <= set(rows)
+    assert all(0 <= float(row["in a proposed box"].split()[0]) <= 100 for row in rows.values())
+
+
+# ---------------------------------------------------------------- switches
+
+
+@pytest.mark.parametrize(
+    ("words", "parts", "losses"),
+    [
+        (["--method.use-distill", "False"], {"proposals", "teacher", "fusion"}, {"main", "first"}),
+        (["--method.use-distill", "False", "--method.use-teacher", "False"], {"proposals"}, {"main", "first"}),
+    ],
+)
+def test_rows_of_table_3_are_switches(words, parts, losses, driver):
+    task = _plan(driver, *words)["ours"].build({})
+    assert {name for name in ("proposals", "teacher", "fusion") if getattr(task.model, name) is not None} == parts
+    assert "hint" not in task.losses
+
+
+def test_plain_is_the_network_without_any_part(driver):
+    plan = _plan(driver)
+    assert list(plan) == ["plain", "ours"]
+    plain = plan["plain"].build({}).model
+    assert (plain.proposals, plain.teacher, plain.fusion, plain.use_lhm) == (None, None, None, False)
+    assert list(_plan(driver, *OURS[2:])) == ["ours"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method.use-teacher", "False"], "--method.use-distill: expected False without --method.use-teacher"),
+        (
+            ["--method.use-distill", "False", "--method.use-lhm", "False"],
+            "use_teacher: expected False without use_lhm",
+        ),
+        (["--method.paf-floor", "2"], "a floor from 0 to 1"),
+    ],
+)
+def test_errors_are_one_line(words, message, driver, tmp_path, capsys):
+    assert driver.DRIVER.main(["demo", "--out", str(tmp_path / "x"), *TINY, *OURS, *words]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_presets(driver):
+    for preset in ("cub", "folder", "cars", "aircraft"):
+        config = driver.DRIVER.read_arguments([preset, "--data.root", "x"])
+        optim, method = config.optim, config.method
+        assert (config.model.backbone, config.model.weights) == ("resnet50", "imagenet")
+        assert (config.data.name, config.data.resize, config.data.crop) == (preset, 600, 448)
+        assert (optim.lr, optim.new_layers_lr, optim.weight_decay, optim.momentum) == (0.01, None, 1e-4, 0.9)
+        assert (optim.epochs, optim.batch_size, optim.schedule) == (200, 16, "step")
+        assert (optim.step_epochs, optim.step_factor) == (50, 0.5)
+        assert (method.regions, method.parts, method.iou_threshold, method.compare_plain) == (3, 4, 0.25, False)
+        assert (method.temperature, method.grouping_weight, method.dbt_sites) == (4.0, 1e-5, ("res4", "res5", "last"))
+
+
+# ---------------------------------------------------------------- killed, and several processes
+
+
+def _train(folder: Path, arm: Callable[..., None] | None = None, *point: Any) -> int:
+    torch.set_num_threads(1)
+    if arm is not None:
+        arm(*point)
+    arguments = [*TINY, *OURS, "--engine.checkpoint-every", "1"]
+    return load_driver(FILE).DRIVER.main(["demo", "--out", str(folder), *arguments])
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    code, output = Child(tmp_path / "output", _train, tmp_path / "whole").ended()
+    assert code == 0, output
+    # three steps an epoch: in the second of the second
+    point = (die_in_call, 5, "fgvc_ext.training.dual_attention.DualAttentionClassification.step")
+    code, output = Child(tmp_path / "output", _train, tmp_path / "run", *point).ended()
+    assert code == -signal.SIGKILL, output
+    code, output = Child(tmp_path / "output", _train, tmp_path / "run").ended()
+    assert code == 0, output
+    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    code, output = Child(tmp_path / "output", _train, tmp_path / "whole").ended()
+    assert code == 0, output
+    dice = random.Random(0)
+    for number in range(10):
+        child = Child(tmp_path / "output", _train, tmp_path / "run")
+        step = 1 + number // 2
+        while child.process.is_alive() and not list((tmp_path / "run").glob(f"checkpoints/ours-e*-s{step:09d}.json")):
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.1))
+        child.process.kill()
+        assert child.ended()[0] == -signal.SIGKILL, f"it ended before step {step} was kept: {child.text()}"
+    code, output = Child(tmp_path / "output", _train, tmp_path / "run").ended()
+    assert code == 0, output
+    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+
+
+def test_two_processes_finish_and_count_every_image_once(tmp_path):
+    job.run(tmp_path / "output", 2, _train, tmp_path / "two")
+    run = json.loads((tmp_path / "two/run.json").read_text())
+    assert (run["status"], [entry["name"] for entry in run["stages"]]) == ("finished", ["ours"])
+    measures = run["stages"][0]["measures"]["test"]
+    for name in ("accuracy", "student_accuracy", "teacher_accuracy", "mean_accuracy"):
+        assert (16 * measures[name]).is_integer(), name
