@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -80,9 +80,9 @@ def _save_pipeline(run: Path, scene: Scene, model: DualAttention, chosen: Sequen
             columns.setdefault(f"part {m}", []).append(part)
     caption = (
         "Proposed boxes, orange, best first in the part images (true boxes green, where there are some). Heat map: on "
-        "how many of three levels a place is above the mean. Saliency mask: what lies in a box. Part images, which only "
-        "a training looks at: the part, noise in the other parts, blurred elsewhere. The images are evenly spread over "
-        "the test set, not chosen."
+        "how many of three levels a place is above the mean. Saliency mask: what lies in a box. Part images, which "
+        "only a training looks at: the part, noise in the other parts, blurred elsewhere. The images are evenly spread "
+        "over the test set, not chosen."
     )
     save_figure(run, "parts", picture_rows(columns, titles), title="From image to parts", caption=caption)
     caption = (
@@ -148,8 +148,8 @@ def _save_coverage(run: Path, scene: Scene, parts: Tensor, objects: Tensor, boxe
             table.append({"part": name, "in a proposed box": told, "images": int(seen.sum())})
     caption = (
         "Test images in which the part is visible and lies in one of the proposed boxes. The boxes together cover "
-        f"{summarise(union.mean((1, 2, 3)))} of an image and {summarise(share)} of the object's true box (mean ± standard "
-        "deviation over the images): so often would boxes cover a place of the object that nobody looked for."
+        f"{summarise(union.mean((1, 2, 3)))} of an image and {summarise(share)} of the object's true box (mean ± "
+        "standard deviation over the images): so often would boxes cover a place of the object that nobody looked for."
     )
     save_table(run, "parts_covered", table, title="What the proposals cover", caption=caption)
 

@@ -25,8 +25,8 @@ from fgvc_ext.ops import compose_parts, location_heatmap
 PartImages = Literal["composed", "crops"]
 """What the student sees of a part: the whole image, blurred outside the parts, or the part cut out (as in NTS-Net)."""
 PartStatistics = Literal["shared", "own"]
-"""What a BatchNorm makes of part images in training: "shared": like any image they move its running statistics, which an
-evaluation of whole images then uses. "own": they are normalised by their own batch, and move nothing."""
+"""What a BatchNorm makes of part images in training. "shared": like any image they move its running statistics, which
+an evaluation of whole images then uses. "own": they are normalised by their own batch, and move nothing."""
 NEW_LAYERS = ("proposals", "bilinear")
 """Groups of layers that no pretrained backbone has, beside the classifier: see `load_weights`."""
 

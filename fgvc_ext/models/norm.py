@@ -23,7 +23,7 @@ class EmbeddingNorm(nn.BatchNorm1d):
 
 @contextlib.contextmanager
 def running_statistics(module: nn.Module, *, moved: bool) -> Iterator[None]:
-    """Within it, a training pass moves the running statistics of the module's BatchNorms, or leaves them (momentum 0)."""
+    """Within it, a training pass moves the running statistics of BatchNorms, or leaves them: by a momentum of 0."""
     layers = [] if moved else [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [layer.momentum for layer in layers]
     try:

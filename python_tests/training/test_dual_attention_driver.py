@@ -105,7 +105,7 @@ def test_the_report_shows_how_parts_are_found_and_whether_they_learn(finished):
         assert f"<h2>{title}</h2>" in page, title
     with (finished[0] / "tables/parts_covered.csv").open(newline="") as file:
         rows = {row["part"]: row for row in csv.DictReader(file)}
-    assert list(rows)[0] == "the part that separates the classes"
+    assert next(iter(rows)) == "the part that separates the classes"
     assert {"beak", "wing", "tail"} <= set(rows)
     assert all(0 <= float(row["in a proposed box"].split()[0]) <= 100 for row in rows.values())
 
