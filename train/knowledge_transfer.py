@@ -106,7 +106,8 @@ def figures(config: Config, datasets: Datasets, results: Results) -> None:
     """Table 3, Figure 5, and how differently the models look."""
     files = {name: weights_of(result, config.method.teacher) for name, result in results.items()}
     device = choose_device(config.engine.device)
-    explain_ensembles(config.out, datasets.test, files, config.method.ensembles(), device=device)
+    taught = bool(config.method.teachers_of("model2")) if config.method.models > 1 else False
+    explain_ensembles(config.out, datasets.test, files, config.method.ensembles(), taught=taught, device=device)
 
 
 DRIVER = Driver("Knowledge transfer", PRESETS, stages, view, figures)

@@ -78,11 +78,11 @@ def boxed(datasets: Datasets, file: str | Path | None) -> Datasets:
 def boxes_as_csv(boxes: Mapping[str, tuple[list[str], Tensor]]) -> bytes:
     """A table of boxes: split → (ids, float32 [N,4]); a line a sample, digits enough for the same float32."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # an id may hold any character
     writer.writerow(COLUMNS)
     for split, (ids, values) in boxes.items():
         writer.writerows(
-            [split, name, *(f"{v:.9g}" for v in row)] for name, row in zip(ids, values.tolist(), strict=True)
+            [split, name, *(float(f"{v:.9g}") for v in row)] for name, row in zip(ids, values.tolist(), strict=True)
         )
     return text.getvalue().encode("utf-8", "surrogateescape")
 

@@ -94,8 +94,7 @@ class FeatureCache:
         Raises:
             OSError: the disk has not so much space.
         """
-        for left in self.folder.glob(f".{self.file.name}.*.partial"):  # of a process that was killed: the lock is ours
-            left.unlink(missing_ok=True)
+        self._remove_what_killed_processes_left()
         needed, free = size_of(shape, precision), shutil.disk_usage(self.folder).free
         if needed + SPARE > free:
             raise self._no_room(needed, f"where {told(free)} are free")
@@ -117,6 +116,17 @@ class FeatureCache:
             raise
         described = {"key": self.key, "facts": self.facts, "shape": list(shape), "broken": sorted(broken)}
         write_json(self.file.with_suffix(".json"), described)
+
+    def _remove_what_killed_processes_left(self) -> None:
+        """Unfinished files, of these features and of others: those whose lock nobody holds."""
+        for left in self.folder.glob(".features-*.npy.*.partial"):
+            made = self.folder / left.name[1:].partition(".npy.")[0]
+            if made == self.file.with_suffix(""):  # the lock is ours; a second handle would let go of it
+                left.unlink(missing_ok=True)
+                continue
+            with open(made.with_suffix(".lock"), "a") as stream, contextlib.suppress(OSError):
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink(missing_ok=True)
 
     def _no_room(self, needed: int, cause: str) -> OSError:
         return OSError(

@@ -99,6 +99,7 @@ def explain_ensembles(
     files: Mapping[str, Path],
     ensembles: Mapping[str, Sequence[str]],
     *,
+    taught: bool = True,
     device: str | torch.device = "cpu",
     images: int = 1000,
     rows: int = 4,
@@ -112,6 +113,7 @@ def explain_ensembles(
             of each model's attention lies on which part.
         files: name → weights file of every member.
         ensembles: name → its members in their order. The last ensemble is the method's, others are baselines.
+        taught: whether the last ensemble's first model teaches its second.
         images: most images that are looked at, evenly spread over the data set.
         rows: images that are shown, evenly spread, not chosen.
     """
@@ -135,7 +137,7 @@ def explain_ensembles(
         caption="Attention maps of the ensembles' members on test images (evenly spread over the test set, not "
         "chosen). Each map is scaled by itself.",
     )
-    _save_class_maps(run, scene, models, ensembles, chosen)
+    _save_class_maps(run, scene, models, ensembles, chosen, taught)
     _save_parts(run, scene, maps)
     _save_overlap(run, maps, ensembles)
 
@@ -165,13 +167,15 @@ def _save_class_maps(
     models: Mapping[str, Model],
     ensembles: Mapping[str, Sequence[str]],
     chosen: Sequence[int],
+    taught: bool,
 ) -> None:
     """Figure 5: baseline, teacher, first student."""
     *others, ours = ensembles.values()
     if len(ours) < 2:
         return
     shown = {"baseline": others[0][1]} if others else {}
-    shown |= {"teacher": ours[0], "first student": ours[1]}
+    first, second = ("teacher", "first student") if taught else ("first model", "second model")
+    shown |= {first: ours[0], second: ours[1]}
     images, labels = scene.prepared(chosen), scene.dataset.labels[chosen]
     found = {title: class_map(models[name], images, labels) for title, name in shown.items()}
     names = ", ".join(f"{title} is {name}" for title, name in shown.items())
@@ -181,7 +185,7 @@ def _save_class_maps(
         found,
         chosen,
         name="class_maps",
-        title="Evidence for the class: teacher and student",
+        title=f"Evidence for the class: {first} and {second}",
         caption=f"Class activation maps of the true class; {names}. They are exact for a linear layer after average "
         "pooling, Grad-CAM for other heads. Each map is scaled by itself.",
     )

@@ -51,11 +51,14 @@ def view_of(model: Model) -> ModelView | None:
 
 
 def as_shares(maps: Tensor) -> Tensor:
-    """Maps [...,h,w] from their minimum on, each divided by its sum: how the attention is spread. Constant: evenly."""
+    """Maps [...,h,w] from their minimum on, each divided by its sum: how the attention is spread. Constant: evenly.
+
+    A map with NaN is NaN.
+    """
     above = maps - maps.amin((-2, -1), keepdim=True)
     total = above.sum((-2, -1), keepdim=True)
     even = torch.full_like(above, 1 / (maps.shape[-2] * maps.shape[-1]))
-    return torch.where(total > 0, above / total, even)
+    return torch.where(total == 0, even, above / total)
 
 
 def _look(model: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

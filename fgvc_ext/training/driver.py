@@ -147,8 +147,8 @@ class Driver(Generic[Config]):
                     raise OutOfMemory(_at_work(run), config) from error
                 raise
             if distributed.is_main():
-                for entry in run.data["stages"]:
-                    print(_summary(entry))
+                for name in results:  # a folder may hold stages that this run no longer has
+                    print(_summary(name, run.entry(name) or {}))
                 if config.report:
                     with stop.at_once("the report"):
                         print(f"report: {self._written_report(config, datasets, results)}")
@@ -204,15 +204,15 @@ def _at_work(run: RunFolder) -> str:
     return next((entry["name"] for entry in run.data["stages"] if entry.get("status") == "running"), "?")
 
 
-def _summary(entry: Mapping[str, Any]) -> str:
+def _summary(name: str, entry: Mapping[str, Any]) -> str:
     """ "ours: last 71.2 %, best_test 72.0 %" """
     headline = entry.get("headline")
     if headline is None:
-        return f"{entry['name']}: {entry['status']}"
+        return f"{name}: {entry.get('status')}"
     values = entry[headline].items()
     if headline == "accuracy":
-        return f"{entry['name']}: " + ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in values)
-    return f"{entry['name']}: " + ", ".join(f"{kind} {headline} {value:.4g}" for kind, value in values)
+        return f"{name}: " + ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in values)
+    return f"{name}: " + ", ".join(f"{kind} {headline} {value:.4g}" for kind, value in values)
 
 
 def choose_folder(config: RunConfig, wanted: Callable[[Path], RunFolder]) -> Path:

@@ -108,7 +108,8 @@ class ObjectCrops:
             found.append(self.artefact("boxes", self.found_boxes, self.boxes[:1], *BOXES, suffix=".csv"))
             if self.datasets.test.boxes is not None:
                 needs = ["classifier", "boxes"]
-                found.append(self.artefact("localisation", self.accuracy, needs, *BOXES, suffix=".json"))
+                told = {"suffix": ".json", "measures": _measures}
+                found.append(self.artefact("localisation", self.accuracy, needs, *BOXES, **told))
         return found
 
     def artefact(self, name: str, make: Any, needs: Sequence[str], *settings: str, **more: Any) -> Artefact:
@@ -177,3 +178,9 @@ class ObjectCrops:
 
     def _box(self) -> dict[str, float]:
         return {"threshold": self.method.threshold, "min_size": self.method.min_size}
+
+
+def _measures(table: bytes) -> dict[str, dict[str, float]]:
+    """Table 4 as measures of the run: "localisation_module_accuracy", "mean_feature_map_mean_iou", …"""
+    rows = reversed(json.loads(table).items())  # what cuts the images is last in the table, and the headline
+    return {"test": {f"{name} {what}".replace(" ", "_"): value for name, row in rows for what, value in row.items()}}

@@ -74,15 +74,15 @@ def test_boxes_that_do_not_fit_are_refused(boxes, message):
 
 
 def test_boxes_come_back_from_their_file_bit_for_bit(tmp_path):
-    ids = ['a, "b"/0', "ü\udcff/1", "line\nbreak/2"]
-    values = torch.rand(3, 4, generator=torch.Generator().manual_seed(0)) * 1000
+    ids = ['a, "b"/0', "ü\udcff/1", "line\nbreak/2", "carriage\rreturn/3"]
+    values = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) * 1000
     file = tmp_path / "boxes.csv"
     file.write_bytes(boxes_as_csv({"train": (ids, values), "test": (ids[:1], values[1:2])}))
-    assert torch.equal(boxes_of(file, Ramps(3, ids=ids)), values)
-    assert torch.equal(boxes_of(file, Ramps(3, ids=ids).subset([2, 0])), values[[2, 0]])
+    assert torch.equal(boxes_of(file, Ramps(4, ids=ids)), values)
+    assert torch.equal(boxes_of(file, Ramps(4, ids=ids).subset([2, 0])), values[[2, 0]])
     assert torch.equal(boxes_of(file, Ramps(1, ids=ids[:1]), "test"), values[1:2])
-    with pytest.raises(DatasetError, match=r"boxes\.csv: no box of .* \(test\), nor of 1 other"):
-        boxes_of(file, Ramps(3, ids=ids), "test")
+    with pytest.raises(DatasetError, match=r"boxes\.csv: no box of .* \(test\), nor of 2 other"):
+        boxes_of(file, Ramps(4, ids=ids), "test")
 
 
 @pytest.mark.parametrize("content", ["", "id,box\n", "split,id,x1,y1,x2,y2\ntrain,a,1,2,x,4\n"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -93,6 +94,13 @@ def test_an_error_leaves_nothing(cache):
     assert [file.suffix for file in cache.folder.iterdir()] == [".lock"]
 
 
+def _hold(lock, held) -> None:
+    with open(lock, "w") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)
+        held.set()
+        time.sleep(60)
+
+
 def test_a_killed_maker_leaves_nothing_and_no_lock(cache, values):
     def make() -> None:
         with cache.lock(), cache.writing(SHAPE, "fp32", set()) as array:
@@ -109,6 +117,17 @@ def test_a_killed_maker_leaves_nothing_and_no_lock(cache, values):
     process.join()
     assert len(list(cache.folder.glob(".*.partial"))) == 1
     assert cache.read() is None
+    others = cache.folder / f".features-{'0' * 32}.npy.7.partial", cache.folder / f".features-{'1' * 32}.npy.8.partial"
+    for other in others:  # of other features: nobody makes the first, and somebody the second
+        other.touch()
+    at_work = forked.Process(target=_hold, args=(cache.folder / f"features-{'1' * 32}.lock", started))
+    started.clear()
+    at_work.start()
+    assert started.wait(30)
+    write(cache, values)
+    assert list(cache.folder.glob(".*.partial")) == [others[1]]
+    at_work.kill()
+    at_work.join()
     write(cache, values)
     assert not list(cache.folder.glob(".*.partial"))
     assert np.array_equal(cache.read().array, values)

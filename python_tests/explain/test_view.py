@@ -77,3 +77,7 @@ def test_shares_begin_at_the_minimum_and_add_up():
     maps = torch.tensor([[[3.0, 5.0], [3.0, 9.0]], [[7.0, 7.0], [7.0, 7.0]]])
     expected = torch.tensor([[[0.0, 0.25], [0.0, 0.75]], [[0.25, 0.25], [0.25, 0.25]]])
     torch.testing.assert_close(as_shares(maps), expected)
+    maps[0, 0, 0] = torch.nan
+    found = as_shares(maps)
+    assert found[0].isnan().all()
+    assert torch.equal(found[1], expected[1])

@@ -70,6 +70,9 @@ def test_four_stages_lead_to_one_network(finished):
     table = json.loads((finished / "artefacts/localisation.json").read_text())
     assert set(table) == {"mean feature map", "localisation module"}
     assert all(0 <= row["accuracy"] <= 1 and 0 <= row["mean_iou"] <= 1 for row in table.values())
+    measured = facts["stages"][3]
+    assert measured["headline"] == "localisation_module_accuracy"
+    assert measured["measures"]["test"]["mean_feature_map_mean_iou"] == table["mean feature map"]["mean_iou"]
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"train_within", "train_between", "train_accuracy"} <= set(lines[0])
 

@@ -116,7 +116,7 @@ def test_the_report_shows_table_3_figure_5_and_how_the_models_differ(finished):
         "Attention on each part",
         "How differently the members look",
         "Where the members look",
-        "Evidence for the class: teacher and student",
+        "Evidence for the class: teacher and first student",
     ):
         assert f"<h2>{title}</h2>" in page, title
     assert "baseline is plain2, teacher is model1, first student is model2" in page
@@ -176,8 +176,10 @@ def test_switches_decide_who_teaches(driver):
 
 def test_without_alpha_the_models_are_the_baselines_bit_for_bit(driver, finished, tmp_path):
     """And those of a plain classification with the same seed: the method adds nothing but its loss."""
-    arguments = [*SHORT, "--method.models", "2", "--method.alpha", "0", "--data.val-fraction", "0.34"]
+    pair = ["--method.models", "2", "--method.alpha", "0", "--method.baseline", "False"]
+    arguments = [*TINY, *pair, "--data.val-fraction", "0.34"]
     _run(driver, tmp_path / "run", *arguments)
+    assert "first model is model1, second model is model2" in (tmp_path / "run/report.html").read_text()
 
     def state(file: Path) -> dict[str, torch.Tensor]:
         return load(file).state_dict()
