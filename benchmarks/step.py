@@ -83,7 +83,7 @@ METHODS = [
         for count in (1, 2, 4)
     ),
 ]
-"""A line for each driver."""
+"""A line for each paper's driver."""
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,13 @@ from typing import Any
 from torch import nn
 
 from fgvc_ext.data.pipeline import DataConfig, Datasets
-from fgvc_ext.explain import ModelView, view_of
-from fgvc_ext.explain.ensembles import explain_ensembles
-from fgvc_ext.models import Ensemble, KnowledgeTransfer, Model
+from fgvc_ext.models import KnowledgeTransfer
 from fgvc_ext.models.config import ModelConfig
 from fgvc_ext.models.knowledge_transfer import Head
 from fgvc_ext.training import Artefact, OptimConfig, Results, RunConfig, Stage
 from fgvc_ext.training.attention_transfer import AttentionTransfer
-from fgvc_ext.training.classifier_stage import classifier_stage
-from fgvc_ext.training.device import choose_device
 from fgvc_ext.training.driver import Driver
-from fgvc_ext.training.ensembles import weights_of
-from fgvc_ext.training.members import MembersConfig
+from fgvc_ext.training.members import MembersConfig, view_of_ensembles
 from fgvc_ext.training.presets import demo, presets
 
 
@@ -70,47 +65,23 @@ PRESETS = presets(
 
 def build_task(config: Config, classes: list[str], earlier: Results) -> AttentionTransfer:
     """A model that learns from earlier ones."""
-    method = config.method
-    model = KnowledgeTransfer(config.model.build(), len(classes), head=method.head)
-    if method.alpha > 0:
-        model.backbone.require_trainable_map("knowledge transfer")
+    model = KnowledgeTransfer(config.model.build(), len(classes), head=config.method.head)
     loss = nn.CrossEntropyLoss(label_smoothing=config.optim.label_smoothing)
-    return AttentionTransfer(model, loss, method.teachers(earlier), alpha=method.alpha, balance=method.balance)
+    return AttentionTransfer(model, loss, **config.method.learning(model, earlier))
 
 
 def stages(config: Config, datasets: Datasets) -> list[Stage | Artefact]:
-    """The models one after another, then the ensembles. Models n with and without the method have the same seed."""
-    method = config.method
-    method.check(datasets)
-    models = [
-        classifier_stage(
-            name,
-            config,
-            datasets,
-            partial(build_task, config, datasets.train.classes),
-            {"head": method.head, **method.transfer(name)},
-            needs=method.teachers_of(name),
-            seed=method.seed_of(name, config.seed),
-        )
-        for name in method.members()
-    ]
-    return [*models, *method.artefacts(config, datasets)]
-
-
-def view(model: Model) -> ModelView | None:
-    """The ensembles side by side; where their members look is shown by `figures`."""
-    return view_of(model) if isinstance(model, Ensemble) else None
+    """The models one after another, then the ensembles."""
+    build = partial(build_task, config, datasets.train.classes)
+    return config.method.stages(config, datasets, build, {"head": config.method.head})
 
 
 def figures(config: Config, datasets: Datasets, results: Results) -> None:
     """Table 3, Figure 5, and how differently the models look."""
-    files = {name: weights_of(result, config.method.teacher) for name, result in results.items()}
-    device = choose_device(config.engine.device)
-    taught = bool(config.method.teachers_of("model2")) if config.method.models > 1 else False
-    explain_ensembles(config.out, datasets.test, files, config.method.ensembles(), taught=taught, device=device)
+    config.method.figures(config, datasets, results)
 
 
-DRIVER = Driver("Knowledge transfer", PRESETS, stages, view, figures)
+DRIVER = Driver("Knowledge transfer", PRESETS, stages, view_of_ensembles, figures)
 
 if __name__ == "__main__":
     sys.exit(DRIVER.main())

@@ -23,7 +23,7 @@ from fgvc_ext.explain.figures import cam_comparison, share_figure
 from fgvc_ext.explain.palette import percent
 from fgvc_ext.explain.scene import Scene
 from fgvc_ext.explain.view import as_shares, shown_map, view_of
-from fgvc_ext.models import KnowledgeTransfer, Model, load
+from fgvc_ext.models import Combined, KnowledgeTransfer, Model, load
 from fgvc_ext.ops import orthogonal_loss
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def alpha_table(runs: Iterable[Path], ensemble: str = "ensemble", split: str = "
         if not config:
             continue
         method, settings = config.get("method", {}), _without_swept(config)
+        method = method.get("members", method)
         first = settings if first is None else first
         if differing := sorted(name for name in {*first, *settings} if first.get(name) != settings.get(name)):
             raise ValueError(f"alpha_table: expected runs that differ in α and N alone, {run} does in {differing[0]}")
@@ -81,7 +82,10 @@ def _without_swept(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that runs of one sweep have in common, flat."""
     groups = ("data", "model", "method", "optim")
     flat = {f"{group}.{name}": value for group in groups for name, value in config.get(group, {}).items()}
-    swept = ("method.alpha", "method.models", "method.baseline", "data.root", "data.cache", "model.weights")
+    # A driver has the settings of members as its method's own, or as a group of them.
+    flat |= {f"method.members.{name}": value for name, value in (flat.pop("method.members", None) or {}).items()}
+    members = [f"{group}.{name}" for group in ("method", "method.members") for name in ("alpha", "models", "baseline")]
+    swept = (*members, "data.root", "data.cache", "model.weights")
     return {name: value for name, value in flat.items() if name not in swept}
 
 
@@ -187,7 +191,7 @@ def _save_class_maps(
         name="class_maps",
         title=f"Evidence for the class: {first} and {second}",
         caption=f"Class activation maps of the true class; {names}. They are exact for a linear layer after average "
-        "pooling, Grad-CAM for other heads. Each map is scaled by itself.",
+        "pooling (of two heads, those of the map head), Grad-CAM for other heads. Each map is scaled by itself.",
     )
 
 
@@ -200,7 +204,7 @@ def class_map(model: Model, images: Tensor, labels: Tensor) -> Tensor:
         found = model.explain(images)
         classes = (model(images) if found.scores is None else found.scores).shape[1]
         exact = [maps for maps in found.maps.values() if maps.shape[1] == classes]
-        if exact or not isinstance(model, KnowledgeTransfer):
+        if exact or not isinstance(model, (KnowledgeTransfer, Combined)):
             return shown_map((exact or list(found.maps.values()))[0], labels, classes).float().cpu()
         return grad_cam(model.backbone(images), model.scores, labels).float().cpu()
 

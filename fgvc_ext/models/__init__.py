@@ -1,7 +1,8 @@
-"""Backbones and one model a paper."""
+"""Backbones, one model a paper, and one of several papers' parts."""
 
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import available_backbones, backbone_preprocessing, build_backbone
+from fgvc_ext.models.combined import Combined
 from fgvc_ext.models.dual_attention import DualAttention
 from fgvc_ext.models.elope import ELoPE
 from fgvc_ext.models.ensemble import Ensemble
@@ -14,6 +15,7 @@ from fgvc_ext.models.weights_file import WeightsFileError
 
 __all__ = [
     "Backbone",
+    "Combined",
     "DualAttention",
     "ELoPE",
     "Ensemble",

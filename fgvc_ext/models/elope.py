@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import build_backbone
+from fgvc_ext.models.heads import Pooling, embedding_layer, pooled_map, pooling_layer
 from fgvc_ext.models.localiser import LOCALISERS, Localiser, crop_and_resize, paste_back, resized_to
 from fgvc_ext.models.model import Explanation, Model, Prediction, backbone_groups, pixels_of
-from fgvc_ext.models.norm import EmbeddingNorm
-from fgvc_ext.nn import GlobalKMaxPool2d
 
 __all__ = ["ELoPE", "Pooling", "crop_and_resize"]
-
-Pooling = Literal["gap", "gmp", "gkmp"]
 
 
 class ELoPE(Model, method="elope"):
@@ -63,10 +60,8 @@ class ELoPE(Model, method="elope"):
         if localiser is not None and size is None:
             raise ValueError("ELoPE: size: expected a number of pixels with a localiser, got None")
         self.backbone = backbone
-        self.pooling = _pooling(pooling, k, weighted)
-        self.embedding = nn.Sequential(
-            nn.Linear(backbone.channels, embedding_dim), EmbeddingNorm(embedding_dim), nn.PReLU()
-        )
+        self.pooling = pooling_layer(pooling, k, weighted=weighted)
+        self.embedding = embedding_layer(backbone.channels, embedding_dim)
         self.classifier = nn.Linear(embedding_dim, num_classes)
         self.size = size
         self.localiser = None if localiser is None else localiser.requires_grad_(False)
@@ -119,23 +114,12 @@ class ELoPE(Model, method="elope"):
         """
         parts, boxes = self.looked_at(images)
         features = self.backbone(parts)
-        maps = {"pooled": self._pooled(features), "mean feature map": features.mean(1, keepdim=True)}
+        maps = {"pooled": pooled_map(self.pooling, features), "mean feature map": features.mean(1, keepdim=True)}
         if boxes is None or self.localiser is None:
             return Explanation(maps)
         size = (images.shape[-2], images.shape[-1])
         maps = {name: paste_back(value, boxes, size) for name, value in maps.items()}
         return Explanation({**maps, "heat map": self.localiser(images)[:, None]}, {"looked at": boxes[:, None]})
-
-    def _pooled(self, features: Tensor) -> Tensor:
-        """The map [N,1,h,w] of what the pooling takes from where."""
-        if self._options["pooling"] == "gap":
-            return features.mean(1, keepdim=True) / features[0, 0].numel()
-        assert isinstance(self.pooling, GlobalKMaxPool2d)
-        k, weight = self.pooling.k, self.pooling.weight
-        values, places = features.flatten(2).sort(dim=2, descending=True, stable=True)
-        share = values[..., :k] if weight is None else values[..., :k] * weight
-        taken = torch.zeros_like(values).scatter_(2, places[..., :k], share / k)
-        return taken.mean(1, keepdim=True).unflatten(2, features.shape[2:])
 
     @torch.no_grad()
     def predict(
@@ -177,13 +161,3 @@ class ELoPE(Model, method="elope"):
         known = options.pop("localiser")
         localiser = None if known is None else LOCALISERS[known["method"]].from_settings(known["settings"])
         return cls(build_backbone(**options.pop("backbone")), localiser=localiser, **options)
-
-
-def _pooling(pooling: str, k: int, weighted: bool) -> nn.Module:
-    if pooling not in ("gap", "gmp", "gkmp"):
-        raise ValueError(f"ELoPE: pooling: expected gap, gmp or gkmp, got {pooling!r}")
-    if weighted and pooling != "gkmp":
-        raise ValueError(f"ELoPE: weighted: expected pooling gkmp, which alone has weights, got {pooling}")
-    if pooling == "gap":
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return GlobalKMaxPool2d(1 if pooling == "gmp" else k, weighted)

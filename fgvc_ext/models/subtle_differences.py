@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fgvc_ext.data.transforms import Preprocessing
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.models.by_name import build_backbone
+from fgvc_ext.models.heads import map_classifier
 from fgvc_ext.models.model import Explanation, Model, backbone_groups
 from fgvc_ext.nn import Diversification2d
 from fgvc_ext.ops import suppression_mask
@@ -53,10 +54,7 @@ class SubtleDifferences(Model, method="subtle_differences"):
         if num_classes < 1:
             raise ValueError(f"SubtleDifferences: num_classes: expected at least 1, got {num_classes}")
         self.backbone = backbone
-        self.classifier = nn.Conv2d(backbone.channels, num_classes, kernel_size=1)
-        # Small scores at the start, as for a linear layer after pooling: the mean over positions is that layer.
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.constant_(self.classifier.bias, 0.0)  # type: ignore[arg-type]
+        self.classifier = map_classifier(backbone.channels, num_classes)
         block = Diversification2d(p_peak=p_peak, p_patch=p_patch, patch_size=patch_size, alpha=alpha)
         self.diversification = block if diversification else None
         self._options = {

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fgvc_ext.data.loading import Batch
-from fgvc_ext.models import KnowledgeTransfer, Model
+from fgvc_ext.models import Combined, KnowledgeTransfer, Model
 from fgvc_ext.ops import orthogonal_loss, spatial_attention_map
 from fgvc_ext.training.classification import Classification
 from fgvc_ext.training.distributed import sum_over_processes
 from fgvc_ext.training.teachers import Frozen
 
 Balance = Literal["absolute", "relative"]
+Student = KnowledgeTransfer | Combined
+"""Models that can be teachers (`attention`), and give scores of the features that their attention is made of."""
 
 
 class AttentionTransfer(Classification):
@@ -27,10 +29,11 @@ class AttentionTransfer(Classification):
     Args:
         model: the student.
         loss: scores [N,C], labels [N] → the mean cross-entropy, scalar.
-        teachers: earlier models with the same size of map (`KnowledgeTransfer.attention`).
+        teachers: earlier models with the same size of map (`attention`).
         alpha: weight of the orthogonal loss.
         balance: "absolute": CE + α · L_or (eq. 6). "relative": CE + L_or · (α · CE / L_or), the factor being a constant
             of the global batch, as in the authors' public code; CE alone where L_or = 0.
+        losses: further arguments of `Classification`.
 
     Raises:
         ValueError: another balance.
@@ -38,28 +41,33 @@ class AttentionTransfer(Classification):
 
     def __init__(
         self,
-        model: KnowledgeTransfer,
+        model: Student,
         loss: nn.Module,
         teachers: Sequence[Model] = (),
         *,
         alpha: float = 0.5,
         balance: Balance = "absolute",
+        **losses: Any,
     ) -> None:
-        super().__init__(model, loss)
+        super().__init__(model, loss, **losses)
         if balance not in get_args(Balance):
             raise ValueError(f"AttentionTransfer: balance: expected one of {get_args(Balance)}, got {balance!r}")
         self.student, self.alpha = model, alpha
         self.teachers = [Frozen(teacher) for teacher in teachers]
         self.whole_batch = bool(teachers) and balance == "relative"  # a factor of the global batch, not of its parts
 
+    def learn(self, features: Tensor, batch: Batch) -> dict[str, Any]:
+        """What a step without teachers returns, of the student's features [N,D,h,w] of the last stage."""
+        return self.answer(self.student.scores(features), batch["label"])
+
     def step(self, batch: Batch) -> dict[str, Any]:
-        if not self.teachers:
-            return super().step(batch)
         images = batch["image"]
+        if not self.teachers:
+            return self.learn(self.student.backbone(images), batch)
         # The teachers first: their feature maps are gone before the student's are kept for its backward pass.
         taught = torch.stack([teacher.attention(images) for teacher in self.teachers])
         features = self.student.backbone(images)
-        answer = self.answer(self.student.scores(features), batch["label"])
+        answer = self.learn(features, batch)
         shared = orthogonal_loss(spatial_attention_map(features), taught)
         factor = self._relative(answer["loss"], shared, answer["n"]) if self.whole_batch else self.alpha
         answer["loss"] = answer["loss"] + factor * shared

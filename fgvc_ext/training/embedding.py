@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvc_ext.data.loading import Batch, Samples, to_device
-from fgvc_ext.models.elope import Pooling
+from fgvc_ext.models.heads import Pooling
 from fgvc_ext.nn import ClassMeanLoss
 from fgvc_ext.training import distributed
 from fgvc_ext.training.classification import Classification
@@ -108,12 +109,27 @@ class EmbeddingClassification(Classification):
         embeddings: Tensor = model.embed(batch["image"])  # type: ignore[operator]
         answer = self.answer(model.classifier(embeddings), labels)  # type: ignore[operator]
         if "embedding" in self.losses:
-            part: Any = self.losses["embedding"]
-            shared = part(embeddings, labels, batch_sizes=self.batch_sizes or None)
-            answer["loss"] = answer["loss"] + self.weight * shared
-            # Of the global batch, so every process reports the same mean.
-            answer["logs"] |= {"within": part.within * len(labels), "between": part.between * len(labels)}
+            add_embedding_loss(answer, self.losses["embedding"], self.weight, embeddings, labels, self.batch_sizes)
         return answer
+
+
+def add_embedding_loss(
+    answer: dict[str, Any],
+    loss: Any,
+    weight: float,
+    embeddings: Tensor,
+    labels: Tensor,
+    batch_sizes: Sequence[int],
+) -> None:
+    """Add λ · L_e, and its parts to be logged, to what a training step returns.
+
+    Args:
+        loss: `nn.ClassMeanLoss`. weight: λ. batch_sizes: see `Task`.
+    """
+    shared = loss(embeddings, labels, batch_sizes=batch_sizes or None)
+    answer["loss"] = answer["loss"] + weight * shared
+    # Of the global batch, so every process reports the same mean.
+    answer["logs"] |= {"within": loss.within * len(labels), "between": loss.between * len(labels)}
 
 
 class FineTunedPooling(EmbeddingClassification):

@@ -49,8 +49,11 @@ class BlockAndLossConfig:
             return {"diversification": False}
         return {name: getattr(self, name) for name in ("p_peak", "p_patch", "patch_size", "alpha")}
 
-    def losses(self, label_smoothing: float) -> dict[str, Any]:
+    def losses(self, label_smoothing: float, group: str = "method") -> dict[str, Any]:
         """The arguments of `Classification` that are losses.
+
+        Args:
+            group: where a driver has these settings, as its flags name it.
 
         Raises:
             ValueError: smoothed labels for the gradient-boosting cross-entropy.
@@ -60,7 +63,7 @@ class BlockAndLossConfig:
             return {"loss": plain}
         if label_smoothing:
             raise ValueError(
-                "--optim.label-smoothing: expected 0 with --method.gce True, whose targets are single classes"
+                f"--optim.label-smoothing: expected 0 with --{group}.gce True, whose targets are single classes"
             )
         boosted = GradientBoostingCrossEntropyLoss(k=self.k)
         return {"loss": boosted, "first_loss": plain, "from_epoch": self.gce_from_epoch}

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgvc_ext.explain.cam import grad_cam
 from fgvc_ext.explain.ensembles import alpha_table, class_map, overlap, prefix_table
 from fgvc_ext.explain.figures import share_figure
-from fgvc_ext.models import KnowledgeTransfer, build_backbone
+from fgvc_ext.models import Combined, KnowledgeTransfer, build_backbone
 
 
 def _run(folder: Path, accuracy: float, *, alpha: float = 0.5, models: int = 2) -> Path:
@@ -58,6 +59,25 @@ def test_runs_of_other_settings_make_no_row(tmp_path):
         alpha_table(runs)
 
 
+def test_the_settings_of_members_may_be_a_group_of_the_methods(tmp_path):
+    """As the combination has them, whose heads have an alpha of their own."""
+    for name, accuracy, alpha, models in (("a", 0.5, 0.5, 2), ("b", 0.9, 0.05, 2), ("c", 0.7, 0.5, 3)):
+        _run(tmp_path / name, accuracy)
+        members = {"alpha": alpha, "models": models, "baseline": False, "balance": "absolute"}
+        method = {"average": "logits", "maps": {"alpha": 0.1}, "members": members}
+        (tmp_path / name / "config.json").write_text(json.dumps({"method": method}))
+    runs = sorted(tmp_path.iterdir())
+    assert [(row["α"], row["models"], row["accuracy"]) for row in alpha_table(runs)] == [
+        ("0.05", "2", "90.0 ± 0.0 %"),
+        ("0.5", "2", "50.0 ± 0.0 %"),
+        ("0.5", "3", "70.0 ± 0.0 %"),
+    ]
+    method["members"]["balance"] = "relative"
+    (runs[2] / "config.json").write_text(json.dumps({"method": method}))
+    with pytest.raises(ValueError, match=r"c does in method\.members\.balance"):
+        alpha_table(runs)
+
+
 def test_the_overlap_is_what_two_maps_share():
     left, right = torch.tensor([[2.0, 2.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 5.0, 5.0]])
     half = torch.tensor([[3.0, 7.0, 7.0, 3.0]])
@@ -78,6 +98,20 @@ def test_the_evidence_for_a_class_is_exact_where_the_head_allows_it(head):
     else:
         assert (found >= 0).all()
         assert (found > 0).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("maps", [{}, None])
+def test_the_evidence_of_two_heads_is_the_map_heads_or_else_grad_cam(maps):
+    torch.manual_seed(0)
+    model = Combined(build_backbone("resnet10_narrow"), 3, embedding={"embedding_dim": 8}, maps=maps).eval()
+    images, labels = torch.rand(2, 3, 64, 64), torch.tensor([2, 0])
+    found, features = class_map(model, images, labels), model.backbone(images)
+    if maps is not None:
+        heads = model.head_scores(features)[0]
+        torch.testing.assert_close(found.mean((1, 2)), heads["maps"][torch.arange(2), labels])
+    else:
+        torch.testing.assert_close(found, grad_cam(features, model.scores, labels))
 
 
 def test_shares_are_drawn_with_their_numbers():

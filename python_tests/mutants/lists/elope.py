@@ -17,6 +17,16 @@ MUTANTS = [
         Mutant("elope-crops-are-cut-again", "if not self.training:", "if True:"),
         Mutant("elope-size-of-images-ignored", "return resized_to(images, self.size), None", "return images, None"),
         Mutant("elope-localiser-learns", "localiser.requires_grad_(False)", "localiser"),
+        Mutant(
+            "elope-map-of-a-turned-image",
+            "(images.shape[-2], images.shape[-1])",
+            "(images.shape[-1], images.shape[-2])",
+        ),
+        Mutant("elope-prediction-ends-training", "self.train(training)", "pass"),
+        tests=NETWORK,
+    ),
+    *of(
+        "fgvc_ext/models/heads.py",
         Mutant("elope-maximum-of-k", '1 if pooling == "gmp" else k', "k"),
         Mutant(
             "elope-pooled-map-without-weights",
@@ -24,12 +34,6 @@ MUTANTS = [
             "values[..., :k]",
         ),
         Mutant("elope-average-is-no-share", " / features[0, 0].numel()", ""),
-        Mutant(
-            "elope-map-of-a-turned-image",
-            "(images.shape[-2], images.shape[-1])",
-            "(images.shape[-1], images.shape[-2])",
-        ),
-        Mutant("elope-prediction-ends-training", "self.train(training)", "pass"),
         tests=NETWORK,
     ),
     *of(
@@ -65,8 +69,8 @@ MUTANTS = [
     ),
     *of(
         "fgvc_ext/training/embedding.py",
-        Mutant("embedding-loss-without-weight", "self.weight * shared", "shared"),
-        Mutant("embedding-logs-divided-twice", "part.within * len(labels)", "part.within"),
+        Mutant("embedding-loss-without-weight", "weight * shared", "shared"),
+        Mutant("embedding-logs-divided-twice", "loss.within * len(labels)", "loss.within"),
         Mutant("embedding-rest-begins-anew", 'group["lr"] * factor', 'group["lr"]'),
         Mutant("embedding-rest-has-a-schedule", '"constant": True', '"constant": False'),
         Mutant("means-of-any-length", "nn.functional.normalize(found) if normalize else found", "found"),

@@ -5,6 +5,7 @@ from ..mutant import Mutant, of
 BACKBONES = ("python_tests/models/test_backbone.py",)
 STARTING = ("python_tests/models/test_starting_weights.py",)
 FILES = ("python_tests/models/test_weights_file.py",)
+COMBINED = ("python_tests/models/test_combined.py", "-k", "not exported")
 TIMM = ("python_tests/models/test_timm_backbone.py",)
 
 MUTANTS = [
@@ -136,9 +137,33 @@ MUTANTS = [
             "if self.diversification is None:",
             survives="The block gives the plain mean in evaluation by itself: the check only saves it the call.",
         ),
-        Mutant("models-large-first-scores", "std=0.01", "std=1.0"),
         Mutant("models-patch-size-forgotten", '"patch_size": patch_size,', '"patch_size": 3,', tests=FILES),
         tests=("python_tests/models/test_subtle_differences.py",),
+    ),
+    *of(
+        "fgvc_ext/models/heads.py",
+        Mutant("models-large-first-scores", "std=0.01", "std=1.0"),
+        tests=("python_tests/models/test_subtle_differences.py",),
+    ),
+    *of(
+        "fgvc_ext/models/heads.py",
+        Mutant("combined-block-left-out", "if self.diversification is None else self.diversification(maps, seed)", ""),
+        Mutant("combined-masks-of-no-seed", "self.diversification(maps, seed)", "self.diversification(maps)"),
+        tests=COMBINED,
+    ),
+    *of(
+        "fgvc_ext/models/combined.py",
+        Mutant("combined-average-of-one-head", "found[0] if len(found) == 1 else ", ""),
+        Mutant("combined-average-of-the-model-alone", "average or self.average", "self.average"),
+        Mutant("combined-probabilities-always", "average or self.average", 'average or "probabilities"'),
+        Mutant("combined-average-forgotten", '"average": average,', '"average": "probabilities",'),
+        Mutant("combined-seed-forgotten", "maps(features, seed)", "maps(features)"),
+        Mutant(
+            "combined-map-head-is-shown-first",
+            'maps = {"attention": spatial_attention_map(features)[:, None]}',
+            'maps = {"mean": features.mean(1, keepdim=True)}',
+        ),
+        tests=COMBINED,
     ),
     *of(
         "fgvc_ext/models/ensemble.py",

@@ -313,6 +313,33 @@ MUTANTS = [
         tests=("python_tests/training/test_attention_transfer.py",),
     ),
     *of(
+        "fgvc_ext/training/combined.py",
+        Mutant("combined-boosting-for-both", '= self.losses["entropy"]', "= self.loss"),
+        Mutant("combined-first-epochs-boosted", "entropy if maps is None else maps", '{"loss": maps["loss"]}'),
+        Mutant("combined-correct-of-one-head", "self.student.averaged(scores).detach()", "list(scores.values())[-1]"),
+        Mutant(
+            "combined-one-average-for-all",
+            "average: self.student.averaged(heads, average)",
+            "average: self.student.averaged(heads)",
+        ),
+        Mutant("combined-weight-forgotten", 'embedding["loss"], embedding["weight"]', 'embedding["loss"], 1.0'),
+        Mutant("combined-one-head-has-averages", "if len(heads) > 1:", "if True:"),
+        tests=("python_tests/training/test_combined_training.py",),
+    ),
+    *of(
+        "fgvc_ext/training/members.py",
+        Mutant("combined-one-model-needs-a-map", "if self.alpha > 0 and self.models > 1:", "if True:"),
+        Mutant("combined-flag-of-another-driver", 'f"--{group}.no-teachers', 'f"--method.no-teachers'),
+        tests=("python_tests/training/test_combined_driver.py", "-k", "errors or cached"),
+    ),
+    *of(
+        "train/combined.py",
+        Mutant("combined-heads-off-decide-too", "if method.map_head else None", "if True else None"),
+        Mutant("combined-average-is-no-setting", "average=config.method.average,", ""),
+        Mutant("combined-block-of-any-map", "method.maps.for_maps(config.model, config.data.crop)", "method.maps"),
+        tests=("python_tests/training/test_combined_driver.py", "-k", "switch or settings"),
+    ),
+    *of(
         "fgvc_ext/training/distributed.py",
         Mutant("training-sum-with-gradient", "total = values.detach()", "total = values"),
         tests=("python_tests/training/test_attention_transfer.py",),
