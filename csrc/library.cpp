@@ -48,4 +48,12 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
   m.def(
       "heatmap_to_boxes(Tensor heatmaps, float threshold, SymInt image_height, SymInt image_width, float min_size) "
       "-> Tensor");
+
+  // Location heat map (dual attention fusion, section 3.2) -> [N,1,H,W]
+  m.def("location_heatmap(Tensor[] features, SymInt image_height, SymInt image_width) -> Tensor");
+
+  // Part images (dual attention fusion, section 3.3) -> [N,M,3,h,w]
+  m.def(
+      "compose_parts(Tensor images, Tensor boxes, Tensor seed, float blur_sigma, float noise_std, bool replace, "
+      "SymInt part_height, SymInt part_width) -> Tensor");
 }
