@@ -49,6 +49,20 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
       "heatmap_to_boxes(Tensor heatmaps, float threshold, SymInt image_height, SymInt image_width, float min_size) "
       "-> Tensor");
 
+  // Location heat map (dual attention fusion, section 3.2) -> [N,1,H,W]
+  m.def("location_heatmap(Tensor[] features, SymInt image_height, SymInt image_width) -> Tensor");
+
+  // Greedy non-maximum suppression with a fixed number of results (dual attention fusion, section 3.3) -> indices and
+  // valid [N,top]
+  m.def(
+      "select_boxes(Tensor scores, Tensor boxes, Tensor candidates, float iou_threshold, SymInt top) "
+      "-> (Tensor, Tensor)");
+
+  // Part images (dual attention fusion, section 3.3) -> [N,M,3,h,w]
+  m.def(
+      "compose_parts(Tensor images, Tensor boxes, Tensor seed, float blur_sigma, float noise_std, bool replace, "
+      "SymInt part_height, SymInt part_width) -> Tensor");
+
   // Losses of part proposals (dual attention fusion, section 3.7.2) -> overlap, area, and [2,N,M,4]: the gradients of
   // both; area_mode: 0 two_sided, 1 hinge, 2 log
   m.def(
@@ -57,10 +71,4 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
   m.def(
       "part_box_losses_backward(Tensor? grad_overlap, Tensor? grad_area, Tensor gradients, ScalarType dtype) "
       "-> Tensor");
-
-  // Greedy non-maximum suppression with a fixed number of results (dual attention fusion, section 3.3) -> indices and
-  // valid [N,top]
-  m.def(
-      "select_boxes(Tensor scores, Tensor boxes, Tensor candidates, float iou_threshold, SymInt top) "
-      "-> (Tensor, Tensor)");
 }

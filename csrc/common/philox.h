@@ -1,8 +1,11 @@
 // Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): one header for CPU and CUDA.
-// `Lanes` names the word type and its wide product, so that a CPU kernel can run one counter a vector lane.
+// `Lanes` names the word type and its wide product, so that a CPU kernel can run one counter a vector lane; normal.h
+// uses its floats.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define FGVC_PHILOX_INLINE __host__ __device__ __forceinline__
@@ -14,6 +17,7 @@ namespace fgvc_ext {
 
 // Operator ids: the last counter word, so that no two operators share random words.
 constexpr uint32_t kDiversifyStream = 1;
+constexpr uint32_t kComposePartsStream = 2;
 
 struct OneLane {
   using Word = uint32_t;
@@ -22,6 +26,24 @@ struct OneLane {
     high = static_cast<uint32_t>(product >> 32);
     low = static_cast<uint32_t>(product);
   }
+
+  using Float = float;
+  using Int = int32_t;
+  static FGVC_PHILOX_INLINE Float all(float x) { return x; }
+  static FGVC_PHILOX_INLINE Float to_float(Word x) { return static_cast<float>(x); }
+  static FGVC_PHILOX_INLINE Float to_float(Int x) { return static_cast<float>(x); }
+  static FGVC_PHILOX_INLINE Int to_int(Float x) { return static_cast<int32_t>(x); }
+  static FGVC_PHILOX_INLINE Int bits(Float x) {
+    Int bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits;
+  }
+  static FGVC_PHILOX_INLINE Float from_bits(Int bits) {
+    Float x;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
+  }
+  static FGVC_PHILOX_INLINE Float square_root(Float x) { return sqrtf(x); }
 };
 
 template <class Lanes>

@@ -238,7 +238,7 @@ FGVC_INLINE void transpose(Floats rows[kLanes]) {
   }
 }
 
-// One Philox counter per lane.
+// One Philox counter, or one normal number, per lane.
 struct VectorLanes {
   using Word = Words;
   FGVC_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
@@ -247,6 +247,30 @@ struct VectorLanes {
     const WideWords highs = (even >> 32) | (odd & 0xFFFFFFFF00000000u), lows = (even & 0xFFFFFFFFu) | (odd << 32);
     high = reinterpret_cast<Words>(highs);
     low = reinterpret_cast<Words>(lows);
+  }
+
+  using Float = Floats;
+  using Int = Ints;
+  FGVC_INLINE Float all(float x) { return broadcast(x); }
+  // In halves, which floats hold exactly: only their sum is rounded. Not every instruction set converts words.
+  FGVC_INLINE Float to_float(Words x) {
+    return to_float(reinterpret_cast<Ints>(x >> 16)) * 65536.f + to_float(reinterpret_cast<Ints>(x & 0xFFFFu));
+  }
+  FGVC_INLINE Float to_float(Ints x) { return __builtin_convertvector(x, Floats); }
+  FGVC_INLINE Int to_int(Floats x) { return __builtin_convertvector(x, Ints); }
+  FGVC_INLINE Int bits(Floats x) { return reinterpret_cast<Ints>(x); }
+  FGVC_INLINE Float from_bits(Ints bits) { return reinterpret_cast<Floats>(bits); }
+  FGVC_INLINE Float square_root(Floats x) {
+#if defined(__AVX512F__)
+    return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+    return _mm256_sqrt_ps(x);
+#elif defined(__SSE2__)
+    return _mm_sqrt_ps(x);
+#else
+    for (int i = 0; i < kLanes; ++i) x[i] = sqrtf(x[i]);
+    return x;
+#endif
   }
 
  private:

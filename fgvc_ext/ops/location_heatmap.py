@@ -12,6 +12,7 @@ from ._checks import MOST_POSITIONS, check_beside, check_positions, check_tensor
 from ._operator import Operator, transforms_are_active
 
 OP = "location_heatmap"
+MOST_LEVELS = 8
 
 
 def location_heatmap(features: Sequence[Tensor], image_size: int | tuple[int, int]) -> Tensor:
@@ -23,7 +24,7 @@ def location_heatmap(features: Sequence[Tensor], image_size: int | tuple[int, in
     Descriptor Aggregation", 2017. What the paper leaves open is decided in docs/location_heatmap.md.
 
     Args:
-        features: a list of at least one level, [N,C,h,w] each, C, h and w of their own. The first is float32, float64,
+        features: a list of 1 to 8 levels, [N,C,h,w] each, C, h and w of their own. The first is float32, float64,
             bfloat16 or float16, the others of its dtype or float32; contiguous, channels_last or any strides.
         image_size: side of the square image in pixels, or its (height, width).
 
@@ -40,12 +41,12 @@ def location_heatmap(features: Sequence[Tensor], image_size: int | tuple[int, in
     thread count.
 
     Raises:
-        TypeError, ValueError: an argument of another dtype, shape, device or range, no level, or C, h or w of 0.
+        TypeError, ValueError: an argument of another dtype, shape, device or range, another number of levels, or C, h or w of 0.
     """
     if not isinstance(features, (list, tuple)):
         raise TypeError(f"{OP}: features must be a list of tensors [N,C,h,w], got {type(features).__name__}")
-    if not features:
-        raise ValueError(f"{OP}: features must hold at least one level, got none")
+    if not 1 <= len(features) <= MOST_LEVELS:
+        raise ValueError(f"{OP}: features must hold 1 to {MOST_LEVELS} levels, got {len(features)}")
     for number, level in enumerate(features):
         _check_level(f"features[{number}]", level, features[0])
     height, width = image_sides(OP, image_size)

@@ -70,7 +70,8 @@ def blur(values: Tensor, sigma: float) -> Tensor:
 def gaussian(sigma: float) -> list[float]:
     """Weights of the offsets −r … r, r = ceil(3 · sigma), which add up to one."""
     radius = math.ceil(3 * sigma)
-    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+    places = [offset / sigma for offset in range(-radius, radius + 1)]
+    weights = [math.exp(-0.5 * place * place) for place in places]
     total = sum(weights)
     return [weight / total for weight in weights]
 

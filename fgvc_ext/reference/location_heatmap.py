@@ -12,9 +12,7 @@ def location_heatmap(features: Sequence[Tensor], image_size: int | tuple[int, in
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     dtype = accumulation_dtype(features[0].dtype)
     masks = [_resized(_mask(level.detach().to(dtype)), height, width) for level in features]
-    # A tensor, because on CUDA dividing by a number multiplies by its reciprocal, and three thirds would not be one.
-    levels = torch.full((), len(masks), dtype=dtype, device=masks[0].device)
-    return (torch.stack(masks).sum(dim=0) / levels)[:, None].to(features[0].dtype)
+    return _divided(torch.stack(masks).sum(dim=0), len(masks))[:, None].to(features[0].dtype)
 
 
 def _mask(values: Tensor) -> Tensor:
@@ -22,10 +20,15 @@ def _mask(values: Tensor) -> Tensor:
     # Each position's channels side by side: else torch adds them up in another order at the end of a map, and the sums
     # of a constant map differ by a rounding.
     aggregation = values.movedim(1, 3).contiguous().sum(dim=3)
-    threshold = aggregation.mean(dim=(1, 2), keepdim=True)
+    threshold = _divided(aggregation.sum(dim=(1, 2), keepdim=True), values.shape[2] * values.shape[3])
     above = aggregation > threshold
     nothing = ~above.any(dim=2, keepdim=True).any(dim=1, keepdim=True)  # a constant map
     return torch.where(threshold.isnan(), threshold, (above | nothing).to(values.dtype))
+
+
+def _divided(values: Tensor, count: int) -> Tensor:
+    """By a tensor, because on CUDA dividing by a number multiplies by its reciprocal: three thirds would not be one."""
+    return values / torch.full((), count, dtype=values.dtype, device=values.device)
 
 
 def _resized(mask: Tensor, height: int, width: int) -> Tensor:

@@ -118,6 +118,7 @@ class Spec:
     constant_results: tuple[str, ...] = ()  # the results that have none, by the names that `comparison.results` gives
     layouts: tuple[str, ...] = IMAGE_LAYOUTS  # that `samples` makes; MATRIX_LAYOUTS for a first tensor [N,C]
     shape: str = "[N,C,H,W]"  # of the first tensor, as error messages name it
+    channels: int | None = None  # of the first tensor, where the operator takes no other number of them
     # A sample with few enough values for gradcheck, which calls the operator twice for each of them.
     shrunk: Callable[[Sample], Sample] = lambda sample: sample
     # Where gradients may differ from zero: {argument: bool tensor}. Elsewhere they must be exactly zero.
