@@ -253,7 +253,9 @@ class DualAttention(Model, method="dual_attention"):
         teacher's blocks are filtered by; "student" and "teacher", class activation maps [N,C,h,w] whose means are
         their scores. The boxes "parts" [N,M,4] are in the order of their regions' scores.
         """
-        seen, maps, boxes = self.look(images), dict[str, Tensor](), dict[str, Tensor]()
+        seen = self.look(images)
+        maps: dict[str, Tensor] = {}
+        boxes: dict[str, Tensor] = {}
         scores = seen.scores
         own = activation_maps(seen.levels[-1], self.student.classifier)
         if seen.proposals is not None:
