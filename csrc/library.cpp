@@ -48,4 +48,19 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
   m.def(
       "heatmap_to_boxes(Tensor heatmaps, float threshold, SymInt image_height, SymInt image_width, float min_size) "
       "-> Tensor");
+
+  // Losses of part proposals (dual attention fusion, section 3.7.2) -> overlap, area, and [2,N,M,4]: the gradients of
+  // both; area_mode: 0 two_sided, 1 hinge, 2 log
+  m.def(
+      "part_box_losses(Tensor boxes, Tensor valid, Tensor object_area, float iou_weight, SymInt parts, float min_area, "
+      "int area_mode, bool detach_denominator) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "part_box_losses_backward(Tensor? grad_overlap, Tensor? grad_area, Tensor gradients, ScalarType dtype) "
+      "-> Tensor");
+
+  // Greedy non-maximum suppression with a fixed number of results (dual attention fusion, section 3.3) -> indices and
+  // valid [N,top]
+  m.def(
+      "select_boxes(Tensor scores, Tensor boxes, Tensor candidates, float iou_threshold, SymInt top) "
+      "-> (Tensor, Tensor)");
 }

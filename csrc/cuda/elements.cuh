@@ -33,6 +33,15 @@ __device__ __forceinline__ __half narrow<__half>(float x) {
   return __float2half(x);
 }
 
+// a · b, rounded before it is added to anything: the compiler may not contract it.
+#ifdef FGVC_EXT_EMULATE_CUDA
+__device__ __forceinline__ float rounded_product(float a, float b) { return a * b; }
+__device__ __forceinline__ double rounded_product(double a, double b) { return a * b; }
+#else
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+#endif
+
 // Keys are unsigned numbers in the order of the values: −0 and +0 share one, all NaN share the largest. No value has
 // the key 0, which stands for nothing.
 __device__ __forceinline__ uint32_t ordered_key(float x) {

@@ -203,6 +203,19 @@ def wrong_int64s(name: str) -> Callable[[Draw, Any], tuple[str, Any]]:
     return fault
 
 
+def wrong_bools(name: str) -> Callable[[Draw, Any], tuple[str, Any]]:
+    """For a bool matrix beside a first argument whose first two sizes it has."""
+
+    def fault(draw: Draw, sample: Any) -> tuple[str, Any]:
+        rows, columns = next(iter(sample.tensors.values())).shape[:2]
+        right = torch.ones(rows, columns, dtype=torch.bool)
+        sizes = [(rows + 1, columns), (rows, columns + 1), (rows, columns, 1), (rows * columns,)]
+        values = [*(right.new_ones(size) for size in sizes), right.int(), right.float(), right.long()]
+        return name, draw.choice([*values, right.to("meta"), right.to_sparse(), right.tolist(), None, True, "a", 1.0])
+
+    return fault
+
+
 def wrong_label(name: str, classes: Callable[[Any], int], ignored: str = "") -> Callable[[Draw, Any], tuple[str, Any]]:
     """An int64 vector with one label outside [0, classes(sample)) that is not the option ``ignored`` either."""
 
