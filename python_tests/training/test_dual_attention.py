@@ -269,6 +269,19 @@ def test_a_step_waits_for_nothing(precision):
     assert step.look().skipped == 0
 
 
+@pytest.mark.slow
+def test_a_step_is_one_graph_in_all_epochs():
+    torch._dynamo.reset()
+    task, graphs = _task("resnet10_narrow", distill_warmup_epochs=5), []
+    compiled = torch.compile(task, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    twin, batch = copy.deepcopy(task), _batch(side=64)
+    for epoch in range(2):
+        task.start_epoch(epoch)
+        twin.start_epoch(epoch)
+        torch.testing.assert_close(compiled(batch)["loss"], twin(batch)["loss"])
+    assert len(graphs) == 1
+
+
 def test_part_images_have_the_noise_of_their_sample():
     """Whatever batch a sample is in: its seed keys it."""
     task, seen = _task(), []
