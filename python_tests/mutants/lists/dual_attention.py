@@ -18,7 +18,7 @@ MUTANTS = [
             "for ratio in self.ratios for scale in self.scales]",
         ),
         Mutant("anchors-area-with-the-ratio", "side / root] for", "side] for"),
-        Mutant("anchors-of-any-image", "return float_root(image_size[0] * image_size[1]) / IMAGE_SIDE", "return 1.0"),
+        Mutant("anchors-of-any-image", "return side / IMAGE_SIDE", "return 1.0"),
         Mutant("boxes-any-growth", ".clamp(max=LONGEST).exp(), image_size[1]", ".exp(), image_size[1]"),
         Mutant("boxes-without-a-pixel", "high - low < 1", "high - low < 0"),
         Mutant("boxes-pixel-outside", "- 0.5).clamp(0, length - 1)", "- 0.5)"),
