@@ -172,7 +172,9 @@ class TeacherNetwork(nn.Module):
     def _levels(self, images: Tensor, saliency: Tensor) -> tuple[list[Tensor], list[Grouped]]:
         if not self.has_blocks_within:
             return self.backbone.levels(images, self.names), []
-        features, ends, grouped = images, dict[str, Tensor](), list[Grouped]()
+        features = images
+        ends: dict[str, Tensor] = {}  # and not dict[str, Tensor](), which torch.compile cannot follow
+        grouped: list[Grouped] = []
         for name, layer in self.backbone.named_children():
             for block in layer if isinstance(layer, nn.Sequential) else (layer,):
                 if isinstance(block, BilinearBottleneck):

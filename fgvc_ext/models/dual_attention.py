@@ -260,8 +260,9 @@ class DualAttention(Model, method="dual_attention"):
         mask" [N,1,H,W]; "part attention res4", "res5" and "last" [N,1,h,w], what the teacher's blocks are filtered by.
         The boxes "parts" [N,M,4] are in the order of their regions' scores.
         """
-        seen, boxes = self.look(images), dict[str, Tensor]()
+        seen = self.look(images)
         scores, maps = seen.scores, {"student": activation_maps(seen.levels[-1], self.student.classifier)}
+        boxes: dict[str, Tensor] = {}
         if seen.proposals is not None:
             boxes["parts"] = seen.proposals.boxes
         if seen.heat is not None:

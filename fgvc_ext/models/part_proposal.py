@@ -49,13 +49,8 @@ LEVELS = (AnchorLevel(48.0), AnchorLevel(96.0), AnchorLevel(192.0))
 
 def relative_side(image_size: Sequence[int]) -> float:
     """The side of an image of this height and width, of another form the geometric mean of its sides, to 448."""
-    return float_root(image_size[0] * image_size[1]) / IMAGE_SIDE
-
-
-def float_root(value: int) -> float:
-    """√value, also of a size that is a symbol where a program is exported."""
-    root: float = value**0.5
-    return root
+    side: float = (image_size[0] * image_size[1]) ** 0.5  # not math.sqrt: an exported size is a symbol
+    return side / IMAGE_SIDE
 
 
 def anchors(

@@ -16,7 +16,7 @@ from fgvc_ext.models.part_attention import PartAttention
 from fgvc_ext.models.part_proposal import Proposals, relative_side
 from fgvc_ext.ops import part_box_losses, semantic_grouping_loss
 from fgvc_ext.training.classification import Classification
-from fgvc_ext.training.config import at_least
+from fgvc_ext.training.config import OptimConfig, at_least
 from fgvc_ext.training.part_losses import (
     Hint,
     area_counts,
@@ -80,6 +80,9 @@ class DualAttentionConfig:
     """3×3 convolutions of a tower before its last."""
     anchor_sizes: tuple[float, ...] = (48.0, 96.0, 192.0)
     """Of the three levels, in pixels of an image of 448 × 448."""
+    sppn_lr: float = at_least(0, 0.1)
+    """Learning rate of the part proposals, as a factor of the others': NTS-Net's 0.001 to the paper's 0.01. At 1 they
+    were seen to diverge, and a box that has shrunk to a pixel never grows again."""
     sppn_detach: bool = True
     """No gradient of the proposals reaches the backbone."""
     fg_threshold: float = at_least(0, 0.5)
@@ -173,6 +176,17 @@ class DualAttentionClassification(Classification):
         super().start_epoch(epoch)
         epochs = self.method.distill_warmup_epochs
         self.ramp.fill_(min(1.0, epoch / epochs) if epochs else 1.0)
+
+    def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
+        """As of every classifier, but for the part proposals, whose rate is lower."""
+        groups = super().param_groups(config)
+        if self.network.proposals is None:
+            return groups
+        slow = {id(parameter) for parameter in self.network.proposals.parameters()}
+        rates = ((group, [p for p in group["params"] if id(p) in slow]) for group in groups)
+        apart = [{"params": found, "lr": group["lr"] * self.method.sppn_lr} for group, found in rates]
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in slow]} for group in groups]
+        return [*rest, *apart]
 
     def step(self, batch: Batch) -> dict[str, Any]:
         images, label, method = batch["image"], batch["label"], self.method

@@ -27,10 +27,10 @@ def test_without_one_a_lower_threshold_serves():
 
 
 def test_a_pixel_lies_in_the_box_that_holds_its_centre():
-    boxes = torch.tensor([[[0.5, 0.0, 2.5, 1.0], [3.0, 2.0, 3.4, 4.0]], [[0.0, 0.0, 0.0, 4.0], [0.51, 1.5, 1.5, 2.5]]])
+    boxes = torch.tensor([[[0.5, 0.0, 2.5, 1.0], [3.0, 2.0, 3.6, 3.5]], [[0.0, 0.0, 0.0, 4.0], [0.51, 1.5, 1.5, 2.5]]])
     found = box_union(boxes, (4, 5))
     assert (found.shape, found.dtype) == ((2, 1, 4, 5), torch.float32)
-    assert found[0, 0].tolist() == [[1, 1, 0, 0, 0], [0] * 5, [0] * 5, [0] * 5]
+    assert found[0, 0].tolist() == [[1, 1, 0, 0, 0], [0] * 5, [0, 0, 0, 1, 0], [0] * 5]
     assert found[1, 0].tolist() == [[0] * 5, [0] * 5, [0] * 5, [0] * 5]
     wider = box_union(torch.tensor([[[0.49, 1.5, 1.51, 2.5]]]), (4, 5))
     assert wider[0, 0].tolist() == [[0] * 5, [1, 1, 0, 0, 0], [0] * 5, [0] * 5]

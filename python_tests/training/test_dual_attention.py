@@ -269,6 +269,19 @@ def test_a_step_waits_for_nothing(precision):
     assert step.look().skipped == 0
 
 
+@pytest.mark.slow
+def test_a_step_is_one_graph_in_all_epochs():
+    torch._dynamo.reset()
+    task, graphs = _task("resnet10_narrow", distill_warmup_epochs=5), []
+    compiled = torch.compile(task, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    twin, batch = copy.deepcopy(task), _batch(side=64)
+    for epoch in range(2):
+        task.start_epoch(epoch)
+        twin.start_epoch(epoch)
+        torch.testing.assert_close(compiled(batch)["loss"], twin(batch)["loss"])
+    assert len(graphs) == 1
+
+
 def test_part_images_have_the_noise_of_their_sample():
     """Whatever batch a sample is in: its seed keys it."""
     task, seen = _task(), []
@@ -349,14 +362,16 @@ def test_crops_are_averaged():
     torch.testing.assert_close(sums["loss"], nn.functional.cross_entropy(scores, batch["label"], reduction="sum"))
 
 
-def test_new_layers_and_the_losses_have_their_own_rate():
-    task = _task()
-    old, new = task.param_groups(
-        OptimConfig(lr=0.1, new_layers_lr=1.0, new_layers=("classifier", "proposals", "bilinear"))
-    )
-    hint = {id(p) for p in task.losses.parameters()}
-    assert hint <= {id(p) for p in new["params"]}
-    assert (old["lr"], new["lr"]) == (0.1, 1.0)
+def test_every_parameter_has_the_rate_of_its_group():
+    task = _task(sppn_lr=0.5)
     names = {id(p): name for name, p in task.named_parameters()}
-    assert all("backbone" in names[id(p)] for p in old["params"])
-    assert len(old["params"]) + len(new["params"]) == len(names)
+    optim, rates = OptimConfig(lr=0.1, new_layers_lr=1.0, new_layers=("classifier", "bilinear")), {}
+    for group in task.param_groups(optim):
+        rates |= {names[id(p)]: group["lr"] for p in group["params"]}
+    assert set(rates) == set(names.values())
+    new = {id(p) for name in optim.new_layers for p in task.network.parameter_groups()[name]}
+    for parameter, name in names.items():
+        fresh = parameter in new or name.startswith("losses.")
+        assert rates[name] == (0.1 * 0.5 if ".proposals." in name else 1.0 if fresh else 0.1), name
+    both = task.param_groups(OptimConfig(lr=0.1, new_layers_lr=1.0, new_layers=("proposals",)))
+    assert {group["lr"] for group in both if group["params"]} == {0.1, 1.0, 0.5}

@@ -78,7 +78,7 @@ MUTANTS = [
         ),
         Mutant(
             "models-wrong-shapes-pass",
-            'resized = [name for name in shapes if name.startswith("classifier.")]',
+            'resized = [name for name in shapes if name.startswith("classifier.") or name.rpartition(".")[0] in heads]',
             "resized = list(shapes)",
         ),
         Mutant("models-weights-run-code", '"cpu", weights_only=True', '"cpu", weights_only=False'),
@@ -183,6 +183,10 @@ MUTANTS = [
         "fgvc_ext/models/knowledge_transfer.py",
         Mutant("transfer-official-mean-pooling", "features.amax((2, 3))", "features.mean((2, 3))"),
         Mutant("transfer-official-relu", "nn.ELU(inplace=True)", "nn.ReLU(inplace=True)"),
+        tests=("python_tests/models/test_knowledge_transfer.py",),
+    ),
+    *of(
+        "fgvc_ext/models/model.py",
         Mutant(
             "transfer-maps-without-bias",
             "linear.weight[:, :, None, None], linear.bias)",
