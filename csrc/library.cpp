@@ -48,4 +48,13 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
   m.def(
       "heatmap_to_boxes(Tensor heatmaps, float threshold, SymInt image_height, SymInt image_width, float min_size) "
       "-> Tensor");
+
+  // Group bilinear pooling per position (dual attention fusion, section 9.7) -> [N,out_channels,H,W]
+  m.def("group_bilinear(Tensor features, SymInt groups, Tensor? position, SymInt out_channels, float scale) -> Tensor");
+  m.def(
+      "group_bilinear_backward(Tensor grad, Tensor features, SymInt groups, Tensor? position, float scale) -> Tensor");
+
+  // Semantic grouping loss (dual attention fusion, section 9.6) -> loss, and co - gt [C,C] for backward
+  m.def("semantic_grouping_loss(Tensor features, SymInt groups) -> (Tensor, Tensor)");
+  m.def("semantic_grouping_loss_backward(Tensor grad, Tensor features, Tensor residual) -> Tensor");
 }
