@@ -71,4 +71,13 @@ STABLE_TORCH_LIBRARY(FGVC_NAMESPACE, m) {
   m.def(
       "part_box_losses_backward(Tensor? grad_overlap, Tensor? grad_area, Tensor gradients, ScalarType dtype) "
       "-> Tensor");
+
+  // Group bilinear pooling per position (deep bilinear transformation) -> [N,out_channels,H,W]
+  m.def("group_bilinear(Tensor features, SymInt groups, Tensor? position, SymInt out_channels, float scale) -> Tensor");
+  m.def(
+      "group_bilinear_backward(Tensor grad, Tensor features, SymInt groups, Tensor? position, float scale) -> Tensor");
+
+  // Semantic grouping loss (deep bilinear transformation) -> loss, and co - gt [C,C] for backward
+  m.def("semantic_grouping_loss(Tensor features, SymInt groups) -> (Tensor, Tensor)");
+  m.def("semantic_grouping_loss_backward(Tensor grad, Tensor features, Tensor residual) -> Tensor");
 }

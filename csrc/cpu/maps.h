@@ -106,4 +106,66 @@ FGVC_INLINE const Value* tile_rows(const T* data, const Layout4& layout, const T
   return scratch;
 }
 
+// --- the way back: rows of float32 (float64) into maps of any layout ---
+
+template <class T>
+FGVC_INLINE void store_as(T* to, Floats x, int64_t count) {
+  float values[kLanes];
+  store(values, x);
+  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(values[i]);
+}
+
+template <class T>
+static __attribute__((noinline)) void scatter_interleaved(const float* rows, int64_t pitch, const Layout4& layout,
+                                                          int64_t channels, T* base) {
+  const int64_t positions = layout.positions();
+  int64_t y = 0, x = 0;
+  for (int64_t position = 0; position < positions; position += kLanes) {
+    T* to[kLanes];
+    const int64_t valid = smaller(kLanes, positions - position);
+    for (int64_t i = 0; i < valid; ++i) {
+      to[i] = base + y * layout.stride[2] + x * layout.stride[3];
+      if (++x == layout.width) x = 0, ++y;
+    }
+    for (int64_t channel = 0; channel < channels; channel += kLanes) {
+      const int64_t count = smaller(kLanes, channels - channel);
+      Floats block[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i)
+        block[i] = i < count ? load_within(rows + (channel + i) * pitch, position, positions, 0.f) : Floats{};
+      transpose(block);
+      if (count == kLanes) {
+        for (int64_t i = 0; i < valid; ++i) store_as(to[i] + channel, block[i], kLanes);
+      } else {
+        for (int64_t i = 0; i < valid; ++i) store_as(to[i] + channel, block[i], count);
+      }
+    }
+  }
+}
+
+// Writes the rows of the tile's maps, `pitch` apart.
+template <class T, class Value>
+FGVC_INLINE void write_tile_rows(const Value* rows, int64_t pitch, const Layout4& layout, const Tile& tile, T* data) {
+  T* base = data + layout.offset(tile.sample, tile.channel);
+  const int64_t positions = layout.positions();
+  if (layout.map_is_contiguous()) {
+    for (int64_t channel = 0; channel < tile.channels; ++channel) {
+      const Value* row = rows + channel * pitch;
+      T* to = base + channel * layout.stride[1];
+      for (int64_t i = 0; i < positions; ++i) to[i] = from_float<T>(row[i]);
+    }
+    return;
+  }
+  if constexpr (sizeof(Value) == 4) {
+    if (layout.channels_are_contiguous()) {
+      scatter_interleaved(rows, pitch, layout, tile.channels, base);
+      return;
+    }
+  }
+  for (int64_t channel = 0; channel < tile.channels; ++channel)
+    for (int64_t y = 0; y < layout.height; ++y)
+      for (int64_t x = 0; x < layout.width; ++x)
+        base[channel * layout.stride[1] + y * layout.stride[2] + x * layout.stride[3]] =
+            from_float<T>(rows[channel * pitch + y * layout.width + x]);
+}
+
 }  // namespace fgvc_ext::FGVC_ISA

@@ -42,6 +42,18 @@ FGVC_INLINE double sum(Doubles x) {
   return x[0];
 }
 
+FGVC_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+FGVC_INLINE Doubles tanh(Doubles x) {
+  for (int i = 0; i < kLanesOf<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
+}
+
 // --- how rows are read and written: whole vectors, and what is left of the row at its end ---
 
 struct WholeVectors {

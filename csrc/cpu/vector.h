@@ -113,6 +113,15 @@ FGVC_INLINE Floats minimum(Floats a, Floats b) {
 #endif
 }
 
+// a · b + c, rounded once where the instruction set can. Not for bits that must be those of other instruction sets.
+FGVC_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // One bit per lane: lane 0 is bit 0.
 FGVC_INLINE uint32_t lane_bits(Ints mask) {
 #if defined(__AVX512F__)
@@ -219,6 +228,26 @@ FGVC_INLINE Floats exp(Floats x) {
   y = x > 88.7228394f ? broadcast(__builtin_inff()) : y;
   y = x < -87.3365478f ? Floats{} : y;
   return x == x ? y : x;
+}
+
+// tanh(x) to 3 units in the last place; NaN stays NaN, and so does the sign of a zero.
+// With y = 2|x| it is m / (m + 2), where m = e^y − 1 = 2^n · (e^r − 1) + (2^n − 1) for y = n·ln 2 + r as in exp: near
+// zero, n = 0 and no digit is lost. From y = 20 on the result is 1.
+FGVC_INLINE Floats tanh(Floats x) {
+  const Ints sign = reinterpret_cast<Ints>(x) & INT32_MIN;
+  const Floats y = minimum(2 * reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) ^ sign), broadcast(20.f));
+  const Floats n = round_to_int(y * 1.44269504088896341f);
+  const Floats r = multiply_add(n, broadcast(2.12194440e-4f), multiply_add(n, broadcast(-0.693359375f), y));
+  Floats p = broadcast(1.f / 5040);
+  p = multiply_add(p, r, broadcast(1.f / 720));
+  p = multiply_add(p, r, broadcast(1.f / 120));
+  p = multiply_add(p, r, broadcast(1.f / 24));
+  p = multiply_add(p, r, broadcast(1.f / 6));
+  p = multiply_add(p, r, broadcast(0.5f));
+  p = multiply_add(p * r, r, r);
+  const Floats power = reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);  // 2^n
+  const Floats m = multiply_add(p, power, power - 1.f), t = m / (m + 2.f);
+  return x == x ? reinterpret_cast<Floats>(reinterpret_cast<Ints>(t) | sign) : x;
 }
 
 // Turns kLanes rows of kLanes floats into columns: interleaving row i with row i + kLanes/2, log2(kLanes) times.

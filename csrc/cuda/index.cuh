@@ -50,11 +50,6 @@ inline bool fits_32_bits(const Layout4& layout) {
   return last <= INT32_MAX && layout.maps() <= INT32_MAX / (layout.positions() > 0 ? layout.positions() : 1);
 }
 
-inline bool positions_are_evenly_spaced(const Layout4& layout) {
-  return layout.map_is_contiguous() || layout.height == 1 || layout.width == 1 ||
-         layout.stride[2] == layout.width * layout.stride[3];
-}
-
 // A layout, prepared for the device.
 template <class Index>
 struct Maps {
@@ -73,8 +68,8 @@ struct Maps {
         sample_stride(static_cast<Index>(layout.stride[0])),
         channel_stride(static_cast<Index>(layout.stride[1])),
         row_stride(static_cast<Index>(layout.stride[2])),
-        column_stride(static_cast<Index>(step(layout))),
-        evenly_spaced(positions_are_evenly_spaced(layout)) {}
+        column_stride(static_cast<Index>(layout.position_step())),
+        evenly_spaced(layout.positions_are_evenly_spaced()) {}
 
   __device__ __forceinline__ Index begin(Index map) const {
     Index channel;
@@ -105,16 +100,11 @@ struct Maps {
       map.store(offset(position), chunk.element[0]);
     }
   }
-
- private:
-  static int64_t step(const Layout4& layout) {
-    return layout.map_is_contiguous() ? 1 : layout.width == 1 ? layout.stride[2] : layout.stride[3];
-  }
 };
 
 // Channels side by side in memory: kernels take one channel per lane, so that a warp's access is contiguous.
 inline bool channels_are_interleaved(const Layout4& layout) {
-  return layout.stride[1] == 1 && layout.channels > 1 && positions_are_evenly_spaced(layout);
+  return layout.stride[1] == 1 && layout.channels > 1 && layout.positions_are_evenly_spaced();
 }
 
 // The work of such kernels: a block has up to 32 channels of one sample, one per lane, and its warps share the

@@ -12,7 +12,8 @@ from ._checks import check_beside, check_finite, check_int, check_positions, che
 from ._operator import Operator, backward_operator, constant, fold_samples
 
 OP = "group_bilinear"
-_MOST_GROUP_CHANNELS = 2**15  # their products are counted in 31 bits
+_MOST_GROUP_CHANNELS = 1024
+_MOST_CHANNELS = 2**31 - 1
 
 
 def group_bilinear(
@@ -33,7 +34,7 @@ def group_bilinear(
 
     Args:
         features: [N,C,H,W], H·W < 2³¹; float32, float64, bfloat16 or float16; contiguous, channels_last or any strides.
-        groups: G ≥ 1, a divisor of C; at most 32,768 channels a group.
+        groups: G ≥ 1, a divisor of C; at most 1,024 channels a group.
         position: [C], dtype of ``features`` or float32, a code that tells the groups apart, added to every position.
             It is a constant, even where it requires a gradient. None adds nothing.
         out_channels: C unless given.
@@ -74,6 +75,8 @@ def group_bilinear(
             )
         position = constant(position)
     out_channels = channels if out_channels is None else check_int(OP, "out_channels", out_channels, least=1)
+    if out_channels > _MOST_CHANNELS:
+        raise ValueError(f"{OP}: out_channels must be at most {_MOST_CHANNELS}, got {out_channels}")
     scale = check_finite(OP, "scale", scale, features)
     if not use_kernel(OP, features):
         return reference.group_bilinear(features, groups, position=position, out_channels=out_channels, scale=scale)

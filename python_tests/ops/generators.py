@@ -191,6 +191,18 @@ def no_positions(draw: Draw, sample: Any) -> tuple[str, Any]:
     return name, tensor.new_zeros(*tensor.shape[:2], height, width)
 
 
+def no_channels(draw: Draw, sample: Any) -> tuple[str, Any]:
+    """For a first argument [N,C,H,W] that must not be without channels."""
+    name, tensor = next(iter(sample.tensors.items()))
+    return name, tensor.new_zeros(len(tensor), 0, *tensor.shape[2:])
+
+
+def wrong_groups(draw: Draw, sample: Any) -> tuple[str, Any]:
+    """For a number ``groups`` that must divide the channels of the first argument [N,C,H,W]."""
+    channels = next(iter(sample.tensors.values())).shape[1]
+    return "groups", draw.choice([channels + 1, 2 * channels + 1, 0, -1, -channels, *TOO_LARGE, *NO_INTS])
+
+
 def wrong_int64s(name: str) -> Callable[[Draw, Any], tuple[str, Any]]:
     """For an int64 vector of the batch's size: labels, or a seed per sample."""
 

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from fgvc_ext import ops, reference
 
-from ..generators import Draw, arrange, drawn_maps, largest_finite, no_positions, often, random, wrong_first
+from ..generators import (
+    Draw,
+    arrange,
+    drawn_maps,
+    largest_finite,
+    no_channels,
+    no_positions,
+    often,
+    random,
+    wrong_first,
+)
 from ..spec import Benchmark, Case, Fault, Sample, Saved, Size, Spec, Target
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -98,11 +108,6 @@ def drawn(draw: Draw) -> Sample:
     elif draw.integer(0, 9) == 0:  # several groups
         features = features.repeat(1, 129 // features.shape[1] + 1, 1, 1)
     return Sample("drawn", {"features": features}, ("features",) if often(draw) else ())
-
-
-def no_channels(draw: Draw, sample: Sample) -> tuple[str, Any]:
-    samples, _, height, width = sample.tensors["features"].shape
-    return "features", sample.tensors["features"].new_zeros(samples, 0, height, width)
 
 
 FAULTS: tuple[Fault, ...] = (wrong_first, no_positions, no_channels)

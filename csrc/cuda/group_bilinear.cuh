@@ -1,0 +1,399 @@
+// Group bilinear pooling, dual attention fusion section 9.7: at every position T = tanh(scale · Σ_g a_g a_gᵀ) of the
+// channels a_g of each group, resized to the output's channels.
+//
+// Where positions lie side by side, lanes take neighbouring positions, and a warp computes small windows of T in
+// registers; what windows read in common comes from the cache. Where channels lie side by side, a block takes one
+// position, whose channels it holds in shared memory. Backward computes T anew; with D the gradient of its values and
+// S = scale · (D + Dᵀ)(1 − T²), the gradient of row g is a_g S.
+#pragma once
+
+#include "../common/group_bilinear.h"
+#include "index.cuh"
+
+namespace fgvc_ext::cuda {
+
+constexpr int kWindowWarps = 4, kWindowThreads = kWindowWarps * kWarp;
+constexpr int kWindowRows = 4;
+constexpr int kGradientColumns = 4;    // of a warp's window
+constexpr int kGroupsPerWarp = 4;      // whose gradient a warp adds up
+constexpr int kBilinearThreads = 256;  // for one position of interleaved channels
+template <int Elements>
+constexpr int kWindowColumns = Elements > 2 ? 4 : 8;
+
+// What a block of `gradient_of_positions` has of S at once.
+constexpr int kSlopeColumns = kWindowWarps * kGradientColumns, kSlopes = kWindowRows * kSlopeColumns;
+constexpr int kGroupsPerBlock = kWindowWarps * kGroupsPerWarp;
+
+// `Resize`, prepared for the device.
+class DeviceResize {
+ public:
+  explicit DeviceResize(const Resize& resize)
+      : from(static_cast<uint32_t>(resize.from)),
+        channels(static_cast<uint32_t>(resize.channels)),
+        last_(resize.from - 1),
+        steps_(resize.steps()) {}
+
+  __device__ bool keeps() const { return from == channels; }
+  // The first output at or above response `x`; `channels` where there is none.
+  __device__ uint32_t first_output(uint32_t x) const {
+    if (keeps()) return x;
+    if (from == 1 || channels == 1) return x > 0 ? channels : 0;
+    const uint64_t first = last_.quotient(uint64_t{x} * (channels - 1) + from - 2);
+    return first < channels ? static_cast<uint32_t>(first) : channels;
+  }
+  // The response at or below output j, and how far above it the output lies.
+  template <class Value>
+  __device__ uint32_t lower(uint32_t j, Value& above) const {
+    uint64_t rest;
+    const uint64_t x = steps_.divide(uint64_t{j} * (from - 1), rest);
+    above = static_cast<Value>(rest) / static_cast<Value>(steps_.value());
+    return static_cast<uint32_t>(x);
+  }
+
+  uint32_t from, channels;
+
+ private:
+  Divisor<uint64_t> last_, steps_;
+};
+
+// Values at neighbouring positions.
+template <class Value, int Elements>
+struct Values {
+  Value at[Elements];
+};
+
+// The channels of one sample at a lane's positions.
+template <class T, int Elements, class Index>
+struct BilinearReader {
+  using Value = Accumulation<T>;
+  using Lane = Values<Value, Elements>;
+
+  Global<const T> sample;
+  Global<const Value> code;
+  Maps<Index> maps;
+  uint32_t position, per_group, groups;
+  Value scale;
+
+  __device__ BilinearReader(const GroupBilinearInput& input, const Maps<Index>& maps, Index number, uint32_t position)
+      : sample(Global<const T>(input.features).from(number * maps.sample_stride)),
+        code(input.position),
+        maps(maps),
+        position(position),
+        per_group(static_cast<uint32_t>(input.per_group)),
+        groups(static_cast<uint32_t>(input.groups)),
+        scale(static_cast<Value>(input.scale)) {}
+
+  // a of one channel.
+  __device__ __forceinline__ Lane channel(uint32_t number) const {
+    const auto chunk = maps.template load<Elements>(sample.from(number * maps.channel_stride), position);
+    const Value shift = code ? code.load(number) : Value(0);
+    Lane values;
+#pragma unroll
+    for (int e = 0; e < Elements; ++e) values.at[e] = code ? widen(chunk.element[e]) + shift : widen(chunk.element[e]);
+    return values;
+  }
+
+  // T of a window from (row, column) on; beyond T's sides, repeated.
+  template <int Columns>
+  __device__ __forceinline__ void window(uint32_t row, uint32_t column,
+                                         Values<Value, Elements> (&result)[kWindowRows][Columns]) const {
+#pragma unroll
+    for (int r = 0; r < kWindowRows; ++r)
+#pragma unroll
+      for (int c = 0; c < Columns; ++c) result[r][c] = {};
+    for (uint32_t group = 0; group < groups; ++group) {
+      Lane rows[kWindowRows], columns[Columns];
+#pragma unroll
+      for (int r = 0; r < kWindowRows; ++r) rows[r] = channel(group * per_group + min(row + r, per_group - 1));
+#pragma unroll
+      for (int c = 0; c < Columns; ++c) columns[c] = channel(group * per_group + min(column + c, per_group - 1));
+#pragma unroll
+      for (int r = 0; r < kWindowRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Columns; ++c)
+#pragma unroll
+          for (int e = 0; e < Elements; ++e) result[r][c].at[e] += rows[r].at[e] * columns[c].at[e];
+    }
+#pragma unroll
+    for (int r = 0; r < kWindowRows; ++r)
+#pragma unroll
+      for (int c = 0; c < Columns; ++c)
+#pragma unroll
+        for (int e = 0; e < Elements; ++e) result[r][c].at[e] = tanh(result[r][c].at[e] * scale);
+  }
+
+  // T at one place.
+  __device__ Lane response(uint32_t x) const {
+    const uint32_t row = x / per_group, column = x - row * per_group;
+    Lane sum = {};
+    for (uint32_t group = 0; group < groups; ++group) {
+      const Lane a = channel(group * per_group + row), b = channel(group * per_group + column);
+#pragma unroll
+      for (int e = 0; e < Elements; ++e) sum.at[e] += a.at[e] * b.at[e];
+    }
+#pragma unroll
+    for (int e = 0; e < Elements; ++e) sum.at[e] = tanh(sum.at[e] * scale);
+    return sum;
+  }
+};
+
+// A lane's positions: block x of those that cut the maps of all samples into pieces of a warp's width.
+template <int Elements, class Index>
+struct LanePositions {
+  Index sample;
+  uint32_t position;
+  bool taken;
+
+  __device__ LanePositions(const Divisor<uint32_t>& per_map, uint32_t positions) {
+    uint32_t piece;
+    sample = per_map.divide(blockIdx.x, piece);
+    position = (piece * kWarp + threadIdx.x % kWarp) * Elements;
+    taken = position < positions;
+  }
+};
+
+// --- positions side by side, or of any strides ---
+
+template <class T, int Elements, class Index>
+__global__ void __launch_bounds__(kWindowThreads)
+    pool_positions(GroupBilinear op, Maps<Index> maps, Maps<Index> outputs, DeviceResize resize,
+                   Divisor<uint32_t> pieces) {
+  using Value = Accumulation<T>;
+  constexpr int kColumns = kWindowColumns<Elements>;
+  const LanePositions<Elements, Index> lane(pieces, maps.positions);
+  if (!lane.taken) return;
+  const BilinearReader<T, Elements, Index> read(op.input, maps, lane.sample, lane.position);
+  const uint32_t p = read.per_group, across = (p + kColumns - 1) / kColumns;
+  const uint32_t windows = (p + kWindowRows - 1) / kWindowRows * across;
+  const auto output = Global<T>(op.output).from(lane.sample * outputs.sample_stride);
+  for (uint32_t number = blockIdx.y * kWindowWarps + threadIdx.x / kWarp; number < windows;
+       number += gridDim.y * kWindowWarps) {
+    const uint32_t row = number / across * kWindowRows, column = (number - number / across * across) * kColumns;
+    Values<Value, Elements> t[kWindowRows][kColumns];
+    read.template window<kColumns>(row, column, t);
+#pragma unroll
+    for (int r = 0; r < kWindowRows; ++r)
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const uint32_t i = row + r, k = column + c, x = i * p + k;
+        if (i >= p || k >= p) continue;
+        for (uint32_t j = resize.first_output(x); j < resize.first_output(x + 1); ++j) {
+          Values<Value, Elements> value = t[r][c];
+          Value above = 0;
+          if (!resize.keeps()) resize.lower(j, above);
+          if (above != 0) {
+            const bool inside = c + 1 < kColumns && k + 1 < p;
+            const auto next = inside ? t[r][c + 1 < kColumns ? c + 1 : c] : read.response(x + 1);
+#pragma unroll
+            for (int e = 0; e < Elements; ++e) value.at[e] = value.at[e] * (1 - above) + next.at[e] * above;
+          }
+          Chunk<T, Elements> chunk;
+#pragma unroll
+          for (int e = 0; e < Elements; ++e) chunk.element[e] = narrow<T>(value.at[e]);
+          outputs.template store<Elements>(output.from(j * outputs.channel_stride), lane.position, chunk);
+        }
+      }
+  }
+}
+
+// D at place x of T: what the outputs on both sides of it give.
+template <class T, int Elements, class Index>
+__device__ Values<Accumulation<T>, Elements> response_gradient(const Global<const T>& grad, const Maps<Index>& maps,
+                                                               uint32_t position, const DeviceResize& resize,
+                                                               uint32_t x) {
+  using Value = Accumulation<T>;
+  Values<Value, Elements> total = {};
+  const uint32_t first = resize.keeps() || x == 0 ? resize.first_output(x) : resize.first_output(x - 1);
+  for (uint32_t j = first; j < resize.first_output(x + 1); ++j) {
+    Value share = 1;
+    if (!resize.keeps()) {
+      const uint32_t lower = resize.lower(j, share);
+      if (lower == x) share = 1 - share;
+      if (share == 0) continue;  // an output at the response before this one
+    }
+    const auto chunk = maps.template load<Elements>(grad.from(j * maps.channel_stride), position);
+#pragma unroll
+    for (int e = 0; e < Elements; ++e) total.at[e] += widen(chunk.element[e]) * share;
+  }
+  return total;
+}
+
+// The gradient of four rows of some groups, which a block adds up. S of these rows is computed some columns at a time.
+// All threads of the block must call.
+template <class T, int Elements, class Index>
+__device__ void gradient_of_rows(const GroupBilinearBackward& op, const Maps<Index>& maps, const Maps<Index>& grads,
+                                 const Maps<Index>& outputs, const DeviceResize& resize,
+                                 const LanePositions<Elements, Index>& lane, uint32_t row, uint32_t group) {
+  using Value = Accumulation<T>;
+  constexpr unsigned kWidth = kWarp * Elements;
+  const auto slopes = dynamic_shared<Value>();  // [kWindowRows][kSlopeColumns][kWidth]
+  const unsigned first_element = threadIdx.x % kWarp * Elements, warp = threadIdx.x / kWarp;
+  const BilinearReader<T, Elements, Index> read(op.input, maps, lane.sample, lane.position);
+  const auto grad = Global<const T>(op.grad).from(lane.sample * grads.sample_stride);
+  const uint32_t p = read.per_group, first_group = group + warp * kGroupsPerWarp;
+  Values<Value, Elements> sums[kGroupsPerWarp][kWindowRows] = {};
+  for (uint32_t done = 0; done < p; done += kSlopeColumns) {
+    __syncthreads();  // the last columns' S has been read
+    const uint32_t column = done + warp * kGradientColumns;
+    if (lane.taken && column < p) {
+      Values<Value, Elements> t[kWindowRows][kGradientColumns];
+      read.template window<kGradientColumns>(row, column, t);
+#pragma unroll
+      for (int r = 0; r < kWindowRows; ++r)
+#pragma unroll
+        for (int c = 0; c < kGradientColumns; ++c) {
+          const uint32_t i = row + r, k = column + c;
+          if (i >= p || k >= p) continue;
+          const auto one = response_gradient<T, Elements>(grad, grads, lane.position, resize, i * p + k);
+          const auto other = response_gradient<T, Elements>(grad, grads, lane.position, resize, k * p + i);
+          const unsigned to = (r * kSlopeColumns + warp * kGradientColumns + c) * kWidth + first_element;
+#pragma unroll
+          for (int e = 0; e < Elements; ++e)
+            slopes[to + e] = (one.at[e] + other.at[e]) * (1 - t[r][c].at[e] * t[r][c].at[e]) * read.scale;
+        }
+    }
+    __syncthreads();
+    if (!lane.taken) continue;
+    const uint32_t columns = p - done < kSlopeColumns ? p - done : kSlopeColumns;
+    for (uint32_t k = 0; k < columns; ++k) {
+      Values<Value, Elements> s[kWindowRows];
+#pragma unroll
+      for (int r = 0; r < kWindowRows; ++r)
+#pragma unroll
+        for (int e = 0; e < Elements; ++e)
+          s[r].at[e] = row + r < p ? slopes[(r * kSlopeColumns + k) * kWidth + first_element + e] : Value(0);
+#pragma unroll
+      for (int g = 0; g < kGroupsPerWarp; ++g) {
+        if (first_group + g >= read.groups) continue;
+        const auto a = read.channel((first_group + g) * p + done + k);
+#pragma unroll
+        for (int r = 0; r < kWindowRows; ++r)
+#pragma unroll
+          for (int e = 0; e < Elements; ++e) sums[g][r].at[e] += a.at[e] * s[r].at[e];
+      }
+    }
+  }
+  if (!lane.taken) return;
+  const auto output = Global<T>(op.grad_features).from(lane.sample * outputs.sample_stride);
+#pragma unroll
+  for (int g = 0; g < kGroupsPerWarp; ++g)
+#pragma unroll
+    for (int r = 0; r < kWindowRows; ++r) {
+      if (first_group + g >= read.groups || row + r >= p) continue;
+      Chunk<T, Elements> chunk;
+#pragma unroll
+      for (int e = 0; e < Elements; ++e) chunk.element[e] = narrow<T>(sums[g][r].at[e]);
+      const Index channel = (first_group + g) * p + row + r;
+      outputs.template store<Elements>(output.from(channel * outputs.channel_stride), lane.position, chunk);
+    }
+}
+
+template <class T, int Elements, class Index>
+__global__ void __launch_bounds__(kWindowThreads)
+    gradient_of_positions(GroupBilinearBackward op, Maps<Index> maps, Maps<Index> grads, Maps<Index> outputs,
+                          DeviceResize resize, Divisor<uint32_t> pieces) {
+  const LanePositions<Elements, Index> lane(pieces, maps.positions);
+  const auto p = static_cast<uint32_t>(op.input.per_group), groups = static_cast<uint32_t>(op.input.groups);
+  const uint32_t across = (p + kWindowRows - 1) / kWindowRows;
+  const uint32_t blocks = (groups + kGroupsPerBlock - 1) / kGroupsPerBlock * across;
+  for (uint32_t number = blockIdx.y; number < blocks; number += gridDim.y) {
+    const uint32_t group = number / across, row = number - group * across;
+    gradient_of_rows<T, Elements, Index>(op, maps, grads, outputs, resize, lane, row * kWindowRows,
+                                         group * kGroupsPerBlock);
+  }
+}
+
+// --- interleaved channels: a block per position, one channel per thread ---
+
+// Where the block's position lies, and its channels a in shared memory.
+template <class T, class Index>
+struct InterleavedPosition {
+  using Value = Accumulation<T>;
+
+  Index sample;
+  uint32_t position;
+  Shared<Value> channels;  // [C]
+  uint32_t per_group, groups;
+  Value scale;
+
+  __device__ InterleavedPosition(const GroupBilinearInput& input, const Maps<Index>& maps,
+                                 const Divisor<uint32_t>& per_map)
+      : channels(Shared<Value>::at(0)),
+        per_group(static_cast<uint32_t>(input.per_group)),
+        groups(static_cast<uint32_t>(input.groups)),
+        scale(static_cast<Value>(input.scale)) {
+    sample = per_map.divide(blockIdx.x, position);
+    const auto memory = Global<const T>(input.features).from(sample * maps.sample_stride + maps.offset(position));
+    const auto code = Global<const Value>(input.position);
+    for (uint32_t c = threadIdx.x; c < groups * per_group; c += kBilinearThreads) {
+      const Value x = widen(memory.load(c * maps.channel_stride));
+      channels[c] = code ? x + code.load(c) : x;
+    }
+    __syncthreads();
+  }
+  __device__ Value response(uint32_t x) const {
+    const uint32_t row = x / per_group, column = x - row * per_group;
+    Value sum = 0;
+    for (uint32_t group = 0; group < groups; ++group)
+      sum += channels[group * per_group + row] * channels[group * per_group + column];
+    return tanh(sum * scale);
+  }
+};
+
+template <class T, class Index>
+__global__ void __launch_bounds__(kBilinearThreads)
+    pool_interleaved(GroupBilinear op, Maps<Index> maps, Maps<Index> outputs, DeviceResize resize,
+                     Divisor<uint32_t> positions) {
+  using Value = Accumulation<T>;
+  const InterleavedPosition<T, Index> at(op.input, maps, positions);
+  const auto output = Global<T>(op.output).from(at.sample * outputs.sample_stride + outputs.offset(at.position));
+  for (uint32_t j = threadIdx.x; j < resize.channels; j += kBilinearThreads) {
+    Value above = 0;
+    const uint32_t x = resize.keeps() ? j : resize.lower(j, above);
+    Value value = at.response(x);
+    if (above != 0) value = value * (1 - above) + at.response(x + 1) * above;
+    output.store(j * outputs.channel_stride, narrow<T>(value));
+  }
+}
+
+template <class T, class Index>
+__global__ void __launch_bounds__(kBilinearThreads)
+    gradient_of_interleaved(GroupBilinearBackward op, Maps<Index> maps, Maps<Index> grads, Maps<Index> outputs,
+                            DeviceResize resize, Divisor<uint32_t> positions) {
+  using Value = Accumulation<T>;
+  const InterleavedPosition<T, Index> at(op.input, maps, positions);
+  const uint32_t p = at.per_group, channels = p * at.groups, responses = p * p;
+  const auto gradient = at.channels.from(channels), slopes = gradient.from(resize.channels);  // [channels], [p·p]
+  const auto grad = Global<const T>(op.grad).from(at.sample * grads.sample_stride + grads.offset(at.position));
+  for (uint32_t j = threadIdx.x; j < resize.channels; j += kBilinearThreads)
+    gradient[j] = widen(grad.load(j * grads.channel_stride));
+  __syncthreads();
+
+  const auto of_response = [&](uint32_t x) {
+    if (resize.keeps()) return gradient[x];
+    Value total = 0;
+    for (uint32_t j = resize.first_output(x > 0 ? x - 1 : x); j < resize.first_output(x + 1); ++j) {
+      Value above;
+      const uint32_t lower = resize.lower(j, above);
+      const Value share = lower == x ? 1 - above : above;
+      if (share != 0) total += gradient[j] * share;
+    }
+    return total;
+  };
+  for (uint32_t x = threadIdx.x; x < responses; x += kBilinearThreads) {
+    const uint32_t i = x / p, k = x - i * p;
+    const Value t = at.response(x);
+    slopes[x] = (of_response(x) + of_response(k * p + i)) * (1 - t * t) * at.scale;
+  }
+  __syncthreads();
+
+  const auto output = Global<T>(op.grad_features).from(at.sample * outputs.sample_stride + outputs.offset(at.position));
+  for (uint32_t c = threadIdx.x; c < channels; c += kBilinearThreads) {
+    const uint32_t group = c / p, i = c - group * p;
+    Value total = 0;
+    for (uint32_t k = 0; k < p; ++k) total += at.channels[group * p + k] * slopes[k * p + i];
+    output.store(c * outputs.channel_stride, narrow<T>(total));
+  }
+}
+
+}  // namespace fgvc_ext::cuda
