@@ -1,8 +1,9 @@
 // Location heat map, dual attention fusion section 3.2: the share of levels whose sum over the channels exceeds its
 // mean over the positions.
 //
-// The features are read once. A group's sums stay in the first-level cache while its channels pass by; masks and image
-// are small beside them. Every position adds up its channels in the same order, so that a constant map stays one.
+// The features are read once, in the order of memory. A group's sums stay in the first-level cache while its channels
+// pass by; masks and image are small beside them. Every position adds up its channels in the same order, so that a
+// constant map stays one.
 #pragma once
 
 #include "../common/location_heatmap.h"
@@ -11,7 +12,7 @@
 
 namespace fgvc_ext::FGVC_ISA {
 
-// --- the sums over the channels of a group ---
+// --- the sums over the channels: of a row of positions, or of a group of channels ---
 
 // sums[p] += Σ rows[c][p] over `Rows` rows.
 template <int Rows, class T, class Value>
@@ -32,15 +33,11 @@ static __attribute__((noinline)) void sum_rows(const T* rows, int64_t pitch, int
   for (; row < count; ++row) add_rows<1>(rows + row * pitch, pitch, positions, sums);
 }
 
-// Channels side by side: those of a position are a row.
+// Channels side by side: those of a position are a row. Adds them up at a row of positions.
 template <class T, class Value>
-static __attribute__((noinline)) void sum_interleaved(const T* base, const Layout4& layout, int64_t count,
-                                                      Value* sums) {
-  for (int64_t y = 0; y < layout.height; ++y)
-    for (int64_t x = 0; x < layout.width; ++x) {
-      const T* row = base + y * layout.stride[2] + x * layout.stride[3];
-      sums[y * layout.width + x] = sum_of_terms<Value>(count, [&](auto how, int64_t i) { return how.at(row, i, 0); });
-    }
+static __attribute__((noinline)) void sum_interleaved(const T* base, const Layout4& layout, Value* sums) {
+  for (int64_t x = 0; x < layout.width; ++x, base += layout.stride[3])
+    sums[x] = sum_of_terms<Value>(layout.channels, [&](auto how, int64_t i) { return how.at(base, i, 0); });
 }
 
 template <class T, class Value>
@@ -52,6 +49,16 @@ static __attribute__((noinline)) void sum_strided(const T* base, const Layout4& 
 }
 
 template <class T>
+FGVC_INLINE void sum_positions(const LocationLevel& op, int64_t begin, int64_t end) {
+  const Layout4& layout = op.layout;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* base = static_cast<const T*>(op.features) + layout.offset(row / layout.height, 0);
+    sum_interleaved(base + row % layout.height * layout.stride[2], layout,
+                    static_cast<Accumulation<T>*>(op.sums) + row * layout.width);
+  }
+}
+
+template <class T>
 FGVC_INLINE void sum_groups(const LocationLevel& op, int64_t begin, int64_t end) {
   using Value = Accumulation<T>;
   const int64_t positions = op.layout.positions();
@@ -60,10 +67,6 @@ FGVC_INLINE void sum_groups(const LocationLevel& op, int64_t begin, int64_t end)
     const int64_t count = smaller(op.channels_per_group, op.layout.channels - channel);
     const T* base = static_cast<const T*>(op.features) + op.layout.offset(sample, channel);
     Value* sums = static_cast<Value*>(op.sums) + number * positions;
-    if (op.layout.channels_are_contiguous() && !op.layout.map_is_contiguous()) {
-      sum_interleaved(base, op.layout, count, sums);
-      continue;
-    }
     for (int64_t i = 0; i < positions; ++i) sums[i] = 0;
     if (op.layout.map_is_contiguous()) {
       sum_rows(base, op.layout.stride[1], count, positions, sums);
@@ -130,7 +133,10 @@ FGVC_INLINE void write_rows(const LocationHeatmap& op, int64_t begin, int64_t en
   }
 }
 
-void location_sums(const LocationLevel& op, int64_t begin, int64_t end, Scratch&) {
+void location_sums_of_positions(const LocationLevel& op, int64_t begin, int64_t end, Scratch&) {
+  FGVC_SWITCH_DTYPE(op.dtype, sum_positions<T>(op, begin, end));
+}
+void location_sums_of_groups(const LocationLevel& op, int64_t begin, int64_t end, Scratch&) {
   FGVC_SWITCH_DTYPE(op.dtype, sum_groups<T>(op, begin, end));
 }
 void location_masks(const LocationHeatmap& op, int64_t begin, int64_t end, Scratch&) {
