@@ -91,9 +91,9 @@ FGVC_INLINE void mask_levels(const LocationHeatmap& op, int64_t begin, int64_t e
     const Value mean = row_sum(sums, positions) / static_cast<Value>(positions);
     bool any = false;
     for (int64_t i = 0; i < positions; ++i) any |= sums[i] > mean;
-    const float outside = mean != mean ? __builtin_nanf("") : any ? 0.f : 1.f;
-    float* mask = op.masks + sample * op.mask_positions + level.first;
-    for (int64_t i = 0; i < positions; ++i) mask[i] = sums[i] > mean ? 1.f : outside;
+    const uint8_t outside = mean != mean ? kNoMask : any ? 0 : 1;
+    uint8_t* mask = op.masks + sample * op.mask_positions + level.first;
+    for (int64_t i = 0; i < positions; ++i) mask[i] = sums[i] > mean ? uint8_t{1} : outside;
   }
 }
 
@@ -103,15 +103,15 @@ template <class T>
 FGVC_INLINE void write_rows(const LocationHeatmap& op, int64_t begin, int64_t end, Scratch& scratch) {
   using Value = Accumulation<T>;
   auto* columns = scratch.take<int32_t>(op.levels * op.width);
-  auto* totals = scratch.take<float>(op.width);
+  auto* totals = scratch.take<int32_t>(op.width);
   for (int64_t number = 0; number < op.levels && begin < end; ++number)
     for (int64_t x = 0; x < op.width; ++x)
       columns[number * op.width + x] = static_cast<int32_t>(nearest(x, op.width, op.level[number].width));
 
-  const float* last[kMostLevels] = {};  // the rows of the masks that the last row of the image was made of
+  const uint8_t* last[kMostLevels] = {};  // the rows of the masks that the last row of the image was made of
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / op.height, y = row % op.height;
-    const float* from[kMostLevels] = {};
+    const uint8_t* from[kMostLevels] = {};
     bool same = true;
     for (int64_t number = 0; number < op.levels; ++number) {
       const LocationMask& level = op.level[number];
@@ -128,8 +128,7 @@ FGVC_INLINE void write_rows(const LocationHeatmap& op, int64_t begin, int64_t en
     for (int64_t x = 0; x < op.width; ++x) totals[x] = from[0][columns[x]];
     for (int64_t number = 1; number < op.levels; ++number)
       for (int64_t x = 0; x < op.width; ++x) totals[x] += from[number][columns[number * op.width + x]];
-    for (int64_t x = 0; x < op.width; ++x)
-      to[x] = from_float<T>(static_cast<Value>(totals[x]) / static_cast<Value>(op.levels));
+    for (int64_t x = 0; x < op.width; ++x) to[x] = from_float<T>(location_share<Value>(totals[x], op.levels));
   }
 }
 

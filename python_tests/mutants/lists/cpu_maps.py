@@ -239,7 +239,7 @@ MUTANTS = [
         Mutant("location-equal-to-the-mean", "any |= sums[i] > mean;", "any |= sums[i] >= mean;"),
         Mutant("location-inclusive", "mask[i] = sums[i] > mean ?", "mask[i] = sums[i] >= mean ?"),
         Mutant("location-groups-not-added", "for (int64_t group = 1; group", "for (int64_t group = 2; group"),
-        Mutant("location-nan", 'mean != mean ? __builtin_nanf("") : any', "any"),
+        Mutant("location-nan", "mean != mean ? kNoMask : any", "any"),
         Mutant("location-same-row", "same &= from[number] == last[number];", "same = from[number] == last[number];"),
         Mutant(
             "location-last-rows", "for (; row < count; ++row) add_rows<1>", "for (; row + 1 < count; ++row) add_rows<1>"

@@ -78,7 +78,7 @@ def of_size(size: Size, device: str) -> Sample:
     samples, channels, height, width = size
     first = level(*size, dtype=torch.float32, device=device)
     second = level(samples, channels + 32, 2 * height, 2 * width, dtype=torch.float32, device=device, seed=1)
-    return sample("of size", [first, second], 224)
+    return sample("of size", [first, second], 448)
 
 
 def raw(sample: Sample) -> tuple[Any, ...]:
