@@ -138,7 +138,7 @@ def contenders(measured: Measured, device: str, instruction_sets: list[str]) -> 
         *ours(instruction_sets, our_call),
         Contender(EAGER, call(benchmark.plain)),
         Contender(COMPILED, call(compiled(benchmark.plain, measured.sweep))),
-        *yardsticks(case, first_tensor(sample)),
+        *yardsticks(case, first_tensors(sample)),
         Contender(FLOOR, no_call),
     ]
     if not measured.sweep:
@@ -216,6 +216,12 @@ def first_tensor(sample: Sample) -> Tensor:
     return first_of(sample.tensors)
 
 
+def first_tensors(sample: Sample) -> list[Tensor]:
+    """Those of the first argument, which may be a list."""
+    value = sample.tensors[sample.first]
+    return value if isinstance(value, list) else [value]
+
+
 def ours(instruction_sets: list[str], call: Callable[[], Any]) -> list[Contender]:
     """Our operator, once for each instruction set; the first one is held to the targets."""
     if not instruction_sets:
@@ -230,16 +236,15 @@ def use_instruction_set(name: str) -> None:
     _library._module.use_instruction_set(name)
 
 
-def yardsticks(case: Case, x: Tensor) -> list[Contender]:
-    """The time to move the bytes that must move: forward reads the tensor, backward also writes one of its size."""
-    values = x.detach()
-    other = torch.empty_like(values)
+def yardsticks(case: Case, tensors: list[Tensor]) -> list[Contender]:
+    """The time to move the bytes that must move: forward reads the tensors, backward also writes some of their size."""
+    pairs = [(tensor.detach(), torch.empty_like(tensor)) for tensor in tensors]
     if not case.backward:
-        sticks = [Contender(READ_ONCE, values.sum)]
+        sticks = [Contender(READ_ONCE, lambda: [values.sum() for values, _ in pairs])]
     else:
-        sticks = [Contender(READ_AND_WRITE, lambda: (values.sum(), other.zero_()))]
-    if x.device.type == "cuda":
-        sticks.append(Contender(COPY, lambda: other.copy_(values)))
+        sticks = [Contender(READ_AND_WRITE, lambda: [(values.sum(), other.zero_()) for values, other in pairs])]
+    if tensors[0].device.type == "cuda":
+        sticks.append(Contender(COPY, lambda: [other.copy_(values) for values, other in pairs]))
     return sticks
 
 

@@ -2,11 +2,15 @@
 // allocate.
 #pragma once
 
+#include <cmath>
+
 #include "tiles.h"
 
 namespace fgvc_ext {
 
 constexpr int64_t kMostLevels = 8;
+constexpr int64_t kMaskPitch = 32;  // bytes: each level's mask begins with a sector of memory
+constexpr int kNoMask = 128;        // of a level whose mean is NaN; more than all masks of a pixel add up to
 
 // The first step, for one level of features: the sum over its channels, in groups.
 struct LocationLevel {
@@ -31,14 +35,21 @@ struct LocationHeatmap {
   int64_t samples, levels;
   int64_t height, width;  // of the image
   LocationMask level[kMostLevels];
-  int64_t mask_positions;  // of all levels together
-  float* masks;            // [N,mask_positions]: one, zero, or NaN
+  int64_t mask_positions;  // of all levels together, each rounded up to kMaskPitch
+  uint8_t* masks;          // [N,mask_positions]: one, zero, or kNoMask
   void* heatmap;           // [N,H,W], dtype
 };
 
 // The source under the middle of position i of `count`: floor((i + 0.5) · source_count / count).
 static inline FGVC_HOST_DEVICE int64_t nearest(int64_t i, int64_t count, int64_t source_count) {
   return (2 * i + 1) * source_count / (2 * count);
+}
+
+// Of the masks of a pixel, added up: the share of those that are one.
+template <class Value>
+static inline FGVC_HOST_DEVICE Value location_share(int total, int64_t levels) {
+  if (total >= kNoMask) return static_cast<Value>(NAN);
+  return static_cast<Value>(total) / static_cast<Value>(levels);
 }
 
 }  // namespace fgvc_ext
@@ -86,16 +97,16 @@ inline LocationHeatmapCall prepare_location(const std::vector<Tensor>& features,
                      .features = level.const_data_ptr(),
                      .sums = all_sums.back().mutable_data_ptr()});
     op.level[number] = {layout.height, layout.width, groups, op.mask_positions, all_sums.back().mutable_data_ptr()};
-    op.mask_positions += layout.positions();
+    op.mask_positions += ceil_divide(layout.positions(), kMaskPitch) * kMaskPitch;
   }
   Tensor heatmap = empty(first, {first.size(0), 1, image_height, image_width});
-  Tensor masks = empty(first, {first.size(0), op.mask_positions}, ScalarType::Float);
+  Tensor masks = empty(first, {first.size(0), op.mask_positions}, ScalarType::Byte);
   op.dtype = dtype_of(first);
   op.samples = first.size(0);
   op.levels = levels;
   op.height = image_height;
   op.width = image_width;
-  op.masks = masks.mutable_data_ptr<float>();
+  op.masks = masks.mutable_data_ptr<uint8_t>();
   op.heatmap = heatmap.mutable_data_ptr();
   return {heatmap, masks, all_sums, steps, op};
 }

@@ -9,6 +9,7 @@
 #include "../common/normal.h"
 #include "rows.h"
 #include "scratch.h"
+#include "stream.h"
 
 namespace fgvc_ext::FGVC_ISA {
 
@@ -272,24 +273,61 @@ struct ImageRow {
 
 // --- the parts ---
 
+// A part's row: `own` in the columns of its box, `outside` in the others.
+template <class T>
+struct PartRow {
+  const T *own, *outside;
+  PixelRange box;
+
+  // The values [begin, end), from `begin` on.
+  __attribute__((always_inline)) void copy(int64_t begin, int64_t end, T* to) const {
+    const auto within = [&](int64_t x) { return x < begin ? begin : x > end ? end : x; };
+    const int64_t left = within(box.begin), right = within(box.end);
+    std::memcpy(to, outside + begin, (left - begin) * sizeof(T));
+    std::memcpy(to + (left - begin), own + left, (right - left) * sizeof(T));
+    std::memcpy(to + (right - begin), outside + right, (end - right) * sizeof(T));
+  }
+  // All of them past the caches; both are whole vectors.
+  __attribute__((always_inline)) void stream_to(T* to, int64_t width) const {
+    constexpr int64_t kStep = sizeof(Floats) / sizeof(T);
+    for (int64_t x = 0; x < width; x += kStep) {
+      Floats values;
+      if (x + kStep <= box.begin || x >= box.end) {
+        std::memcpy(&values, outside + x, sizeof(values));
+      } else if (x >= box.begin && x + kStep <= box.end) {
+        std::memcpy(&values, own + x, sizeof(values));
+      } else {
+        T mixed[kStep];
+        copy(x, x + kStep, mixed);
+        std::memcpy(&values, mixed, sizeof(values));
+      }
+      stream(to + x, values);
+    }
+  }
+};
+
+// Parts that no cache holds are written past it.
+constexpr int64_t kStreamedBytes = int64_t{1} << 23;
+
 template <class T>
 FGVC_INLINE void compose_rows(const ComposeParts& op, int64_t begin, int64_t end, ImageRow<T>& row) {
-  const int64_t width = op.layout.width, height = op.layout.height;
+  const int64_t width = op.layout.width, height = op.layout.height, bytes = width * static_cast<int64_t>(sizeof(T));
+  const bool streams = op.layout.samples * op.parts * kPartChannels * height * bytes >= kStreamedBytes &&
+                       bytes % sizeof(Floats) == 0 && reinterpret_cast<uintptr_t>(op.output) % sizeof(Floats) == 0;
   for (int64_t number = begin; number < end; ++number) {
     const int64_t sample = number / height, y = number % height;
     row.fill(op, sample, y);
     for (int64_t part = 0; part < op.parts; ++part) {
       const PixelBox box = box_of<Accumulation<T>>(op, sample, part);
-      const PixelRange own = box.rows.holds(y) ? box.columns : PixelRange{0, 0};
+      const PixelRange columns = box.rows.holds(y) ? box.columns : PixelRange{0, 0};
       T* to = static_cast<T*>(op.output) + ((sample * op.parts + part) * kPartChannels * height + y) * width;
       for (int64_t c = 0; c < kPartChannels; ++c, to += height * width) {
-        const T* outside = row.outside_of(c);
-        std::memcpy(to, outside, own.begin * sizeof(T));
-        std::memcpy(to + own.begin, row.own[c] + own.begin, (own.end - own.begin) * sizeof(T));
-        std::memcpy(to + own.end, outside + own.end, (width - own.end) * sizeof(T));
+        const PartRow<T> values{row.own[c], row.outside_of(c), columns};
+        streams ? values.stream_to(to, width) : values.copy(0, width, to);
       }
     }
   }
+  if (streams) end_streaming();
 }
 
 // sums[i] += the values of cell i, each `factor` wide.

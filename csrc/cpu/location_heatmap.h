@@ -1,8 +1,9 @@
 // Location heat map, dual attention fusion section 3.2: the share of levels whose sum over the channels exceeds its
 // mean over the positions.
 //
-// The features are read once. A group's sums stay in the first-level cache while its channels pass by; masks and image
-// are small beside them. Every position adds up its channels in the same order, so that a constant map stays one.
+// The features are read once, in the order of memory. A group's sums stay in the first-level cache while its channels
+// pass by; masks and image are small beside them. Every position adds up its channels in the same order, so that a
+// constant map stays one.
 #pragma once
 
 #include "../common/location_heatmap.h"
@@ -11,7 +12,7 @@
 
 namespace fgvc_ext::FGVC_ISA {
 
-// --- the sums over the channels of a group ---
+// --- the sums over the channels: of a row of positions, or of a group of channels ---
 
 // sums[p] += Σ rows[c][p] over `Rows` rows.
 template <int Rows, class T, class Value>
@@ -32,15 +33,11 @@ static __attribute__((noinline)) void sum_rows(const T* rows, int64_t pitch, int
   for (; row < count; ++row) add_rows<1>(rows + row * pitch, pitch, positions, sums);
 }
 
-// Channels side by side: those of a position are a row.
+// Channels side by side: those of a position are a row. Adds them up at a row of positions.
 template <class T, class Value>
-static __attribute__((noinline)) void sum_interleaved(const T* base, const Layout4& layout, int64_t count,
-                                                      Value* sums) {
-  for (int64_t y = 0; y < layout.height; ++y)
-    for (int64_t x = 0; x < layout.width; ++x) {
-      const T* row = base + y * layout.stride[2] + x * layout.stride[3];
-      sums[y * layout.width + x] = sum_of_terms<Value>(count, [&](auto how, int64_t i) { return how.at(row, i, 0); });
-    }
+static __attribute__((noinline)) void sum_interleaved(const T* base, const Layout4& layout, Value* sums) {
+  for (int64_t x = 0; x < layout.width; ++x, base += layout.stride[3])
+    sums[x] = sum_of_terms<Value>(layout.channels, [&](auto how, int64_t i) { return how.at(base, i, 0); });
 }
 
 template <class T, class Value>
@@ -52,6 +49,16 @@ static __attribute__((noinline)) void sum_strided(const T* base, const Layout4& 
 }
 
 template <class T>
+FGVC_INLINE void sum_positions(const LocationLevel& op, int64_t begin, int64_t end) {
+  const Layout4& layout = op.layout;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* base = static_cast<const T*>(op.features) + layout.offset(row / layout.height, 0);
+    sum_interleaved(base + row % layout.height * layout.stride[2], layout,
+                    static_cast<Accumulation<T>*>(op.sums) + row * layout.width);
+  }
+}
+
+template <class T>
 FGVC_INLINE void sum_groups(const LocationLevel& op, int64_t begin, int64_t end) {
   using Value = Accumulation<T>;
   const int64_t positions = op.layout.positions();
@@ -60,10 +67,6 @@ FGVC_INLINE void sum_groups(const LocationLevel& op, int64_t begin, int64_t end)
     const int64_t count = smaller(op.channels_per_group, op.layout.channels - channel);
     const T* base = static_cast<const T*>(op.features) + op.layout.offset(sample, channel);
     Value* sums = static_cast<Value*>(op.sums) + number * positions;
-    if (op.layout.channels_are_contiguous() && !op.layout.map_is_contiguous()) {
-      sum_interleaved(base, op.layout, count, sums);
-      continue;
-    }
     for (int64_t i = 0; i < positions; ++i) sums[i] = 0;
     if (op.layout.map_is_contiguous()) {
       sum_rows(base, op.layout.stride[1], count, positions, sums);
@@ -88,9 +91,9 @@ FGVC_INLINE void mask_levels(const LocationHeatmap& op, int64_t begin, int64_t e
     const Value mean = row_sum(sums, positions) / static_cast<Value>(positions);
     bool any = false;
     for (int64_t i = 0; i < positions; ++i) any |= sums[i] > mean;
-    const float outside = mean != mean ? __builtin_nanf("") : any ? 0.f : 1.f;
-    float* mask = op.masks + sample * op.mask_positions + level.first;
-    for (int64_t i = 0; i < positions; ++i) mask[i] = sums[i] > mean ? 1.f : outside;
+    const uint8_t outside = mean != mean ? kNoMask : any ? 0 : 1;
+    uint8_t* mask = op.masks + sample * op.mask_positions + level.first;
+    for (int64_t i = 0; i < positions; ++i) mask[i] = sums[i] > mean ? uint8_t{1} : outside;
   }
 }
 
@@ -100,15 +103,15 @@ template <class T>
 FGVC_INLINE void write_rows(const LocationHeatmap& op, int64_t begin, int64_t end, Scratch& scratch) {
   using Value = Accumulation<T>;
   auto* columns = scratch.take<int32_t>(op.levels * op.width);
-  auto* totals = scratch.take<float>(op.width);
+  auto* totals = scratch.take<int32_t>(op.width);
   for (int64_t number = 0; number < op.levels && begin < end; ++number)
     for (int64_t x = 0; x < op.width; ++x)
       columns[number * op.width + x] = static_cast<int32_t>(nearest(x, op.width, op.level[number].width));
 
-  const float* last[kMostLevels] = {};  // the rows of the masks that the last row of the image was made of
+  const uint8_t* last[kMostLevels] = {};  // the rows of the masks that the last row of the image was made of
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / op.height, y = row % op.height;
-    const float* from[kMostLevels] = {};
+    const uint8_t* from[kMostLevels] = {};
     bool same = true;
     for (int64_t number = 0; number < op.levels; ++number) {
       const LocationMask& level = op.level[number];
@@ -125,12 +128,14 @@ FGVC_INLINE void write_rows(const LocationHeatmap& op, int64_t begin, int64_t en
     for (int64_t x = 0; x < op.width; ++x) totals[x] = from[0][columns[x]];
     for (int64_t number = 1; number < op.levels; ++number)
       for (int64_t x = 0; x < op.width; ++x) totals[x] += from[number][columns[number * op.width + x]];
-    for (int64_t x = 0; x < op.width; ++x)
-      to[x] = from_float<T>(static_cast<Value>(totals[x]) / static_cast<Value>(op.levels));
+    for (int64_t x = 0; x < op.width; ++x) to[x] = from_float<T>(location_share<Value>(totals[x], op.levels));
   }
 }
 
-void location_sums(const LocationLevel& op, int64_t begin, int64_t end, Scratch&) {
+void location_sums_of_positions(const LocationLevel& op, int64_t begin, int64_t end, Scratch&) {
+  FGVC_SWITCH_DTYPE(op.dtype, sum_positions<T>(op, begin, end));
+}
+void location_sums_of_groups(const LocationLevel& op, int64_t begin, int64_t end, Scratch&) {
   FGVC_SWITCH_DTYPE(op.dtype, sum_groups<T>(op, begin, end));
 }
 void location_masks(const LocationHeatmap& op, int64_t begin, int64_t end, Scratch&) {

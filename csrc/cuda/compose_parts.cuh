@@ -161,7 +161,9 @@ template <class Value>
 __device__ bool box_holds(const ComposeParts& op, int64_t box, uint32_t y, uint32_t x) {
   const auto sides = Global<const Value>(op.boxes).from(box * 4);
   const Value column = static_cast<Value>(x) + Value(0.5), row = static_cast<Value>(y) + Value(0.5);
-  return sides.load(0) <= column && sides.load(1) <= row && column < sides.load(2) && row < sides.load(3);
+  // All four before any comparison, so that the lanes of a warp load them together.
+  const Value left = sides.load(0), top = sides.load(1), right = sides.load(2), bottom = sides.load(3);
+  return left <= column && top <= row && column < right && row < bottom;
 }
 
 // Whether any box of the sample holds the pixel; bit m of `own` tells of box m < 32.

@@ -50,11 +50,13 @@ __global__ void __launch_bounds__(kLocationThreads)
   __syncthreads();
   if (row != 0 || position >= maps.positions) return;
   const auto sums = Global<Value>(op.sums).from(static_cast<int64_t>(number) * maps.positions + position);
+  Chunk<Value, Elements> sum;
 #pragma unroll
   for (int e = 0; e < Elements; ++e) {
     for (uint32_t other = 1; other < block.rows; ++other) total[e] += of_thread[other * block.chunks + chunk][e];
-    sums.store(e, total[e]);
+    sum.element[e] = total[e];
   }
+  sums.template store_chunk<Elements>(0, sum);
 }
 
 // Channels side by side: a warp for each position, whose lanes share its channels.
@@ -100,10 +102,10 @@ __global__ void __launch_bounds__(kLocationThreads) location_masks(LocationHeatm
   int any = 0;
   for (uint32_t i = threadIdx.x; i < positions; i += kLocationThreads) any |= sums.load(i) > mean;
   any = block_reduce<kLocationThreads>(any, Larger());
-  const float outside = mean != mean ? static_cast<float>(mean) : any ? 0.f : 1.f;
-  const auto mask = Global<float>(op.masks).from(sample * op.mask_positions + level.first);
+  const uint8_t outside = mean != mean ? kNoMask : any ? 0 : 1;
+  const auto mask = Global<uint8_t>(op.masks).from(sample * op.mask_positions + level.first);
   for (uint32_t i = threadIdx.x; i < positions; i += kLocationThreads)
-    mask.store(i, sums.load(i) > mean ? 1.f : outside);
+    mask.store(i, sums.load(i) > mean ? uint8_t{1} : outside);
 }
 
 // What the image's pixels are divided by: their rows and columns, to find the masks' ones.
@@ -111,11 +113,16 @@ template <class Index>
 struct LocationImage {
   Divisor<uint32_t> blocks, chunks;  // blocks of a sample, chunks of a row
   Divisor<Index> rows, columns;      // twice the image's sides
+  uint32_t one_column = 0;           // bit l: in level l, a chunk's pixels all lie in one column
+
   LocationImage(const LocationHeatmap& op, int elements)
       : blocks(blocks_of_sample(op, elements)),
         chunks(op.width / elements),
         rows(2 * op.height),
-        columns(2 * op.width) {}
+        columns(2 * op.width) {
+    for (int64_t number = 0; number < op.levels; ++number)
+      one_column |= static_cast<uint32_t>(op.width % (op.level[number].width * elements) == 0) << number;
+  }
   static int64_t blocks_of_sample(const LocationHeatmap& op, int elements) {
     return ceil_divide(op.height * (op.width / elements), kLocationThreads);
   }
@@ -129,20 +136,27 @@ __global__ void __launch_bounds__(kLocationThreads) write_heatmap(LocationHeatma
   const int64_t sample = image.blocks.divide(blockIdx.x, block);
   const uint32_t chunk = block * kLocationThreads + threadIdx.x, y = image.chunks.divide(chunk, column);
   if (y >= op.height) return;
-  float total[Elements] = {};
+  int total[Elements] = {};
   for (int64_t number = 0; number < op.levels; ++number) {
     const LocationMask& level = op.level[number];
     const auto row = static_cast<int64_t>(image.rows.quotient((2 * Index{y} + 1) * static_cast<Index>(level.height)));
-    const auto mask = Global<const float>(op.masks).from(sample * op.mask_positions + level.first + row * level.width);
+    const auto mask =
+        Global<const uint8_t>(op.masks).from(sample * op.mask_positions + level.first + row * level.width);
+    const auto at = [&](int e) {
+      return image.columns.quotient((2 * (Index{column} * Elements + e) + 1) * static_cast<Index>(level.width));
+    };
+    if (image.one_column >> number & 1) {
+      const int value = mask.load(at(0));
 #pragma unroll
-    for (int e = 0; e < Elements; ++e)
-      total[e] +=
-          mask.load(image.columns.quotient((2 * (Index{column} * Elements + e) + 1) * static_cast<Index>(level.width)));
+      for (int e = 0; e < Elements; ++e) total[e] += value;
+    } else {
+#pragma unroll
+      for (int e = 0; e < Elements; ++e) total[e] += mask.load(at(e));
+    }
   }
   Chunk<T, Elements> shares;
 #pragma unroll
-  for (int e = 0; e < Elements; ++e)
-    shares.element[e] = narrow<T>(static_cast<Value>(total[e]) / static_cast<Value>(op.levels));
+  for (int e = 0; e < Elements; ++e) shares.element[e] = narrow<T>(location_share<Value>(total[e], op.levels));
   const auto to = Global<T>(op.heatmap).from((sample * op.height + y) * op.width);
   to.template store_chunk<Elements>(Index{column} * Elements, shares);
 }

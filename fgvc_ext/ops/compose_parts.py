@@ -77,7 +77,7 @@ def compose_parts(
     check_beside(OP, "boxes", boxes, "images", images)
     if boxes.shape[0] != images.shape[0] or boxes.shape[2] != 4:
         raise ValueError(f"{OP}: boxes must have shape [{images.shape[0]}, M, 4], got {list(boxes.shape)}")
-    check_real(OP, "blur_sigma", blur_sigma, lambda value: 0 <= value <= LARGEST_SIGMA, f"in [0, {LARGEST_SIGMA:g}]")
+    check_real(OP, "blur_sigma", blur_sigma, lambda value: 0 <= value <= LARGEST_SIGMA, "in [0, 4096]")
     check_real(
         OP, "noise_std", noise_std, lambda value: 0 <= value <= LARGEST_FLOAT32, "at least 0 and finite in float32"
     )

@@ -41,7 +41,8 @@ def location_heatmap(features: Sequence[Tensor], image_size: int | tuple[int, in
     thread count.
 
     Raises:
-        TypeError, ValueError: an argument of another dtype, shape, device or range, another number of levels, or C, h or w of 0.
+        TypeError, ValueError: an argument of another dtype, shape, device or range, another number of levels, or C, h
+            or w of 0.
     """
     if not isinstance(features, (list, tuple)):
         raise TypeError(f"{OP}: features must be a list of tensors [N,C,h,w], got {type(features).__name__}")

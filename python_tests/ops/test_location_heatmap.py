@@ -106,7 +106,7 @@ def test_checks_turn_nan_into_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     level = torch.randn(4, 2, 3, 3)
     level[2, 1, 1, 1] = nan
     monkeypatch.setattr(_library, "_labels_checked", True)
-    with pytest.raises(ValueError, match="^location_heatmap: features must be finite, got NaN .* in sample 2$"):
+    with pytest.raises(ValueError, match=r"^location_heatmap: features must be finite, got NaN .* in sample 2$"):
         ops.location_heatmap([level], 6)
     assert ops.location_heatmap([level[:2]], 6).shape == (2, 1, 6, 6)
     compiled = torch.compile(ops.location_heatmap, backend="aot_eager", fullgraph=True)

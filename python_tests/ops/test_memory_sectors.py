@@ -16,7 +16,7 @@ import torch
 
 from fgvc_ext import _library, ops
 
-from .comparison import results
+from .comparison import map_first, results
 from .generators import arrange, random
 from .spec import SPECS, Spec
 from .test_emulation import LIBRARY, Emulation
@@ -24,6 +24,7 @@ from .test_emulation import LIBRARY, Emulation
 ROOT = Path(__file__).parents[2]
 LEAST = 0.9
 SIDES = (14, 28)
+IMAGE_SIDES = {14: 32, 28: 64}  # of operators on images, which are larger than feature maps
 
 needs_emulation = pytest.mark.skipif(
     not _library.has_schemas() or not LIBRARY.exists(),
@@ -81,11 +82,12 @@ CALLS = [(spec, further) for spec in IMAGE_LIKE for further in ({}, *FURTHER.get
 
 def image_call(spec: Spec, side: int, dtype: torch.dtype, layout: str, further: dict[str, Any]) -> Callable[[], None]:
     """Forward, and backward where there is one, on [2,64,side,side]."""
+    if spec.channels is not None:
+        side = IMAGE_SIDES[side]
     sample = spec.of_size((2, 64, side, side), "cpu")
-    maps = arrange(sample.tensors[sample.first].to(dtype), layout)
     differentiable = sample.first in spec.differentiable
+    sample = map_first(sample, lambda one: arrange(one.to(dtype), layout).requires_grad_(differentiable))
     arguments = {**sample.tensors, **sample.options, **further}
-    arguments[sample.first] = maps.requires_grad_() if differentiable else maps
 
     def call() -> None:
         for output in results(spec.function(**arguments)).values():

@@ -29,7 +29,7 @@ void run(void (*sum)(const LocationLevel&), const Layout4& layout, int64_t chann
   const int64_t groups = (layout.channels + channels_per_group - 1) / channels_per_group;
   const auto features = numbers<T>(layout.maps() * layout.positions(), 8);
   std::vector<Value> sums(layout.samples * groups * layout.positions()), second(layout.samples, Value(1));
-  std::vector<float> masks(layout.samples * (layout.positions() + 1));
+  std::vector<uint8_t> masks(layout.samples * (layout.positions() + 1));
   std::vector<T> heatmap(layout.samples * height * width);
 
   LocationLevel level{};

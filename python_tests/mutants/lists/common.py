@@ -198,4 +198,26 @@ MUTANTS = [
             ),
         ),
     ),
+    *of(
+        "csrc/common/location_heatmap.h",
+        Mutant("location-nearest", "(2 * i + 1) * source_count", "2 * i * source_count"),
+        Mutant("location-number-of-levels", "levels >= 1 && levels <= kMostLevels", "levels <= kMostLevels"),
+    ),
+    *of(
+        "csrc/common/compose_parts.h",
+        Mutant("parts-reflected-period", "2 * (size - 1)", "2 * size"),
+        Mutant("parts-pixel-on-the-edge", "ceil(side - 0.5)", "floor(side - 0.5) + 1"),
+        Mutant("parts-share-of-the-next", "(2 * i + 1) * size + count", "2 * i * size + count"),
+        Mutant("parts-radius", "ceil(3 * small_sigma())", "ceil(2 * small_sigma())"),
+        Mutant("parts-divisors", "layout.height % part_height == 0 &&", ""),
+    ),
+    *of(
+        "csrc/common/normal.h",
+        Mutant("normal-half-a-word", "(Lanes::to_float(word) + 0.5f)", "Lanes::to_float(word)"),
+        Mutant("normal-quadrant", "((quarter + 1) & 2) != 0", "(quarter & 2) != 0"),
+        Mutant("normal-log-series", "p = p * square + 1.f / 3;", "p = p * square + 0.333f;"),
+        Mutant("normal-channels", "second * other.cosine", "second * other.sine"),
+        Mutant("normal-wide-angle", "sin(kTurn * u[1])", "sin(kTurn * u[3])"),
+        tests=("python_tests/ops/test_compose_parts.py",),
+    ),
 ]

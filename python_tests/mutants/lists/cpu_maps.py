@@ -234,4 +234,48 @@ MUTANTS = [
         ),
         tests=("python_tests/packaging/test_machine.py", "-k", "instruction_set"),
     ),
+    *of(
+        "csrc/cpu/location_heatmap.h",
+        Mutant("location-equal-to-the-mean", "any |= sums[i] > mean;", "any |= sums[i] >= mean;"),
+        Mutant("location-inclusive", "mask[i] = sums[i] > mean ?", "mask[i] = sums[i] >= mean ?"),
+        Mutant("location-groups-not-added", "for (int64_t group = 1; group", "for (int64_t group = 2; group"),
+        Mutant("location-nan", "mean != mean ? kNoMask : any", "any"),
+        Mutant("location-same-row", "same &= from[number] == last[number];", "same = from[number] == last[number];"),
+        Mutant(
+            "location-last-rows", "for (; row < count; ++row) add_rows<1>", "for (; row + 1 < count; ++row) add_rows<1>"
+        ),
+    ),
+    *of(
+        "csrc/cpu/location_heatmap.cpp",
+        Mutant(
+            "location-sums-by-thread",
+            "constexpr int64_t kChannelsPerGroup = 256;",
+            "const int64_t kChannelsPerGroup = 1 + layout.channels / torch::stable::get_num_threads();",
+        ),
+    ),
+    *of(
+        "csrc/cpu/compose_parts.h",
+        Mutant("parts-last-cell", "if (whole == op.small_width) return;", "return;"),
+        Mutant("parts-noise-position", "static_cast<uint32_t>(first + x) + re", "static_cast<uint32_t>(x) + re"),
+        Mutant(
+            "parts-stream-of-the-sample",
+            "static_cast<uint64_t>(op.seed[sample]), 0}",
+            "static_cast<uint64_t>(op.seed[0]), 0}",
+        ),
+        Mutant(
+            "parts-noise-of-one-part",
+            "op.parts > 1 && part < op.parts",
+            "part < op.parts",
+            survives="It costs time only: one part shows no noise.",
+        ),
+        Mutant("parts-covered-of-the-last-row", "if (!any) std::memset(covered, 0, pitch * sizeof(int32_t));", ""),
+        Mutant("parts-fours", "* 0.25f + 0.125f", "* 0.25f"),
+        Mutant("parts-ends-of-the-small-row", "line_[width + 1] = line_[width];", ""),
+        Mutant(
+            "parts-mixed-vector",
+            "T mixed[kStep];\n        copy(x, x + kStep, mixed);",
+            "T mixed[kStep];\n        copy(x, x + kStep - 1, mixed);",
+        ),
+        Mutant("parts-mean", "factor * op.column_factor());", "factor * factor);"),
+    ),
 ]

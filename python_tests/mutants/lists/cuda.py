@@ -194,4 +194,31 @@ MUTANTS = [
             "for (int64_t group = 2; group < op.groups; ++group)",
         ),
     ),
+    *of(
+        "csrc/cuda/location_heatmap.cuh",
+        Mutant("cuda-location-barrier", "total[e];\n  __syncthreads();\n  if (row", "total[e];\n  if (row"),
+        Mutant("cuda-location-last-channels", "(last < all ? last : all)", "last"),
+        Mutant("cuda-location-rows", "other = 1; other < block.rows", "other = 1; other + 1 < block.rows"),
+        Mutant("cuda-location-inclusive", "any |= sums.load(i) > mean;", "any |= sums.load(i) >= mean;"),
+        Mutant("cuda-location-columns", "Index{column} * Elements + e) + 1)", "Index{column} * Elements) + 1)"),
+    ),
+    *of(
+        "csrc/cuda/compose_parts.cuh",
+        Mutant(
+            "cuda-parts-columns-left", "    __syncthreads();  // what the last columns left here has been read\n", ""
+        ),
+        Mutant("cuda-parts-weights", "    __syncthreads();\n    double total", "    double total"),
+        Mutant("cuda-parts-last-cell", "cell * 4 + 4 < columns ? cell * 4 + 4 : columns", "cell * 4 + 4"),
+        Mutant("cuda-parts-many-boxes", "part < 32 ? of_box", "true ? of_box"),
+        Mutant(
+            "cuda-parts-interleaved",
+            "of_block[threadIdx.x * kPartChannelsHere + c]",
+            "of_block[threadIdx.x + c * kPartThreads]",
+        ),
+        Mutant(
+            "cuda-parts-sample",
+            "op.seed_per_sample ? 0 : static_cast<uint32_t>(sample)",
+            "static_cast<uint32_t>(sample)",
+        ),
+    ),
 ]

@@ -232,4 +232,18 @@ MUTANTS = [
         ),
         tests=IMPORT,
     ),
+    *of(
+        "fgvc_ext/ops/location_heatmap.py",
+        Mutant("location-py-gradient", "[level.detach() for level in features]", "list(features)"),
+        Mutant("location-py-pixels", "height * width > MOST_POSITIONS", "height * width > 2 * MOST_POSITIONS + 2"),
+        Mutant("location-py-samples", "level.shape[0] != first.shape[0]", "level.shape[0] < first.shape[0]"),
+        Mutant("location-py-check", "check_labels() and not torch", "not torch"),
+    ),
+    *of(
+        "fgvc_ext/ops/compose_parts.py",
+        Mutant("parts-py-mode", 'noise_mode == "replace", part_height', 'noise_mode == "add", part_height'),
+        Mutant("parts-py-largest-sigma", "value <= LARGEST_SIGMA,", "value <= 2 * LARGEST_SIGMA,"),
+        Mutant("parts-py-sides", "height % part_height or width % part_width", "height % part_height"),
+        Mutant("parts-py-name", 'seed_tensor(OP, seed, images, "images")', "seed_tensor(OP, seed, images)"),
+    ),
 ]

@@ -161,4 +161,27 @@ MUTANTS = [
             "not slow",
         ),
     ),
+    *of(
+        "fgvc_ext/reference/location_heatmap.py",
+        Mutant("reference-location-inclusive", "aggregation > threshold", "aggregation >= threshold"),
+        Mutant("reference-location-constant", "(above | nothing)", "above"),
+        Mutant(
+            "reference-location-nearest",
+            "(2 * torch.arange(count, device=device) + 1)",
+            "2 * torch.arange(count, device=device)",
+        ),
+    ),
+    *of(
+        "fgvc_ext/reference/compose_parts.py",
+        Mutant("reference-parts-edge", "(x1 <= x) & (x < x2)", "(x1 < x) & (x <= x2)"),
+        Mutant("reference-parts-operator", "OPERATOR_ID = 2", "OPERATOR_ID = 1"),
+        Mutant(
+            "reference-parts-pool",
+            "count_include_pad=False",
+            "count_include_pad=True",
+            survives="Without padding there is nothing to count.",
+        ),
+        Mutant("reference-parts-radius", "math.ceil(3 * sigma)", "math.ceil(2 * sigma)"),
+        Mutant("reference-parts-reflection", "2 * (size - 1) - places", "2 * size - 1 - places"),
+    ),
 ]

@@ -78,7 +78,7 @@ def of_size(size: Size, device: str) -> Sample:
     samples, channels, height, width = size
     first = level(*size, dtype=torch.float32, device=device)
     second = level(samples, channels + 32, 2 * height, 2 * width, dtype=torch.float32, device=device, seed=1)
-    return sample("of size", [first, second], 224)
+    return sample("of size", [first, second], 448)
 
 
 def raw(sample: Sample) -> tuple[Any, ...]:
@@ -129,19 +129,14 @@ FAULTS = (
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
 CPU_TARGETS = (Target("read once", at_most=1.5),)
-CUDA_TARGETS = (Target("read once", at_most=1.18, text="ours / read once (1.18 is 85 % of its bandwidth)"),)
+CUDA_TARGETS = (Target("copy", at_least=1.7, text="copy / ours (1.7 is 85 % of the copy's bandwidth)"),)
 RESNET = (16, 512, 56, 56)  # its first level at 448 pixels; the others have twice the channels and half the sides
 
 
 def timed(case: Case, device: str) -> Sample:
     samples, channels, height, width = case.shape
-    levels = [
-        arrange(
-            random(samples, channels * step, height // step, width // step, dtype=case.dtype, device=device),
-            case.layout,
-        )
-        for step in (1, 2, 4)
-    ]
+    sizes = [(samples, channels * step, height // step, width // step) for step in (1, 2, 4)]
+    levels = [arrange(level(*size, dtype=case.dtype, device=device), case.layout) for size in sizes]
     return sample("timed", levels, (8 * height, 8 * width))
 
 
