@@ -121,8 +121,6 @@ def _converted_by_timm(module: nn.Module, names: dict[str, Tensor]) -> tuple[dic
 def _for_each_network(module: nn.Module, names: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file of one backbone under the names of each backbone of a model; other files as they are."""
     networks: Mapping[str, Backbone] = module.networks() if isinstance(module, Model) else {}
-    if not networks or any(name.startswith(tuple(networks)) for name in names):
-        return names
     found, used = dict[str, Tensor](), set[str]()
     for prefix, backbone in networks.items():
         own = backbone.state_dict()

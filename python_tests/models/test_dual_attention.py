@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -104,8 +106,17 @@ def test_rows_of_table_3(row, images):
     assert boxes == ({"parts"} if row.get("use_sppn", True) else set())
     assert ("teacher" in maps) == row.get("use_teacher", True)
     torch.testing.assert_close(explained.maps["student"].mean((2, 3)), model.student(images), rtol=1e-4, atol=1e-5)
-    grouped = [parameter for group in model.parameter_groups().values() for parameter in group]
+
+
+@pytest.mark.parametrize("build", [_narrow, *[partial(_model, **row) for row in ROWS]])
+def test_every_parameter_is_in_one_group(build):
+    model = build()
+    groups = model.parameter_groups()
+    grouped = [parameter for group in groups.values() for parameter in group]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
+    assert list(groups)[:2] == ["stem", "layer1"]
+    assert list(groups)[-3:] == ["bilinear", "proposals", "classifier"]
+    assert model.student.classifier.bias in set(groups["classifier"])
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ MODELS = "python_tests/models"
 TRAINING = "python_tests/training"
 PROPOSALS = (f"{MODELS}/test_part_proposal.py",)
 NETWORK = (f"{MODELS}/test_dual_attention.py", "-k", "not exported and not no_resnet")
-STEP = (f"{TRAINING}/test_dual_attention.py", "-k", "not every_switch and not waits")
+STEP = (f"{TRAINING}/test_dual_attention_step.py", "-k", "not every_switch and not waits and not one_graph")
 
 MUTANTS = [
     *of(
@@ -96,7 +96,6 @@ MUTANTS = [
             "for prefix, backbone in list(networks.items())[:1]:",
         ),
         Mutant("weights-of-images-alone", "backbone.fitted(rename(name), tensor)", "tensor"),
-        Mutant("weights-own-file-spread", "or any(name.startswith(tuple(networks)) for name in names)", ""),
         tests=NETWORK,
     ),
     *of(
