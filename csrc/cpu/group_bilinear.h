@@ -1,4 +1,4 @@
-// Group bilinear pooling, dual attention fusion section 9.7: at every position T = tanh(scale · Σ_g a_g a_gᵀ) of the
+// Group bilinear pooling (deep bilinear transformation): at every position T = tanh(scale · Σ_g a_g a_gᵀ) of the
 // channels a_g of each group, resized to the output's channels.
 //
 // A task takes some neighbouring positions of one sample, which lie in the lanes of its vectors, with all their

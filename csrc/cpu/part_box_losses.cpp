@@ -11,10 +11,10 @@ FGVC_KERNEL(part_box_losses_backward, LossGradient)
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> part_box_losses(const Tensor& boxes, const Tensor& valid, const Tensor& object_area,
-                                                   double iou_weight, int64_t parts, double min_area,
-                                                   int64_t area_mode, bool detach_denominator) {
-  PartBoxLossesCall call = prepare_part_box_losses(boxes, valid, object_area, iou_weight, parts, min_area, area_mode,
-                                                   detach_denominator);
+                                                   double iou_weight, int64_t parts, double min_area, int64_t area_mode,
+                                                   bool detach_denominator) {
+  PartBoxLossesCall call =
+      prepare_part_box_losses(boxes, valid, object_area, iou_weight, parts, min_area, area_mode, detach_denominator);
   const PartBoxLosses& op = call.op;
   run_on_rows(kernels::part_box_losses, op, op.samples, op.boxes_per_sample * op.boxes_per_sample * 16);
   const double samples = static_cast<double>(op.samples);

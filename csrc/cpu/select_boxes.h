@@ -41,8 +41,8 @@ FGVC_INLINE Corners<Floats> load_boxes(const float* from) {
   const Floats a = load(from), b = load(from + kLanes), c = load(from + 2 * kLanes), d = load(from + 3 * kLanes);
   const Floats x_ab = __builtin_shuffle(a, b, even), x_cd = __builtin_shuffle(c, d, even);
   const Floats y_ab = __builtin_shuffle(a, b, odd), y_cd = __builtin_shuffle(c, d, odd);
-  return {__builtin_shuffle(x_ab, x_cd, even), __builtin_shuffle(y_ab, y_cd, even),
-          __builtin_shuffle(x_ab, x_cd, odd), __builtin_shuffle(y_ab, y_cd, odd)};
+  return {__builtin_shuffle(x_ab, x_cd, even), __builtin_shuffle(y_ab, y_cd, even), __builtin_shuffle(x_ab, x_cd, odd),
+          __builtin_shuffle(y_ab, y_cd, odd)};
 }
 
 // What is not to be selected has −∞ in the row of scores that are left, and what has been selected NaN.
@@ -161,8 +161,7 @@ FGVC_INLINE void select_of_samples(const SelectBoxes& op, int64_t begin, int64_t
   const Value threshold = static_cast<Value>(op.threshold);
   for (int64_t sample = begin; sample < end; ++sample) {
     const RawScores<T> raw{static_cast<const T*>(op.scores) + sample * op.score_stride[0],
-                           op.candidates + sample * op.candidate_stride[0], op.score_stride[1],
-                           op.candidate_stride[1]};
+                           op.candidates + sample * op.candidate_stride[0], op.score_stride[1], op.candidate_stride[1]};
     int64_t found = sample * op.top;
     const int64_t all = found + op.top;
     const auto take = [&](int64_t number, bool valid) {

@@ -1,4 +1,4 @@
-// Semantic grouping loss, dual attention fusion section 9.6: k · Σ_ij (co_ij − gt_ij)², where co is the mean over the
+// Semantic grouping loss (deep bilinear transformation): k · Σ_ij (co_ij − gt_ij)², where co is the mean over the
 // samples of the products of the channels' directions Z.
 //
 // Forward writes Z with the channels side by side. co is symmetric: of its squares of 64 × 64 those on and above the

@@ -21,11 +21,11 @@ void losses_of_boxes(const Launcher& on, PartBoxLossesCall& call) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> part_box_losses(const Tensor& boxes, const Tensor& valid, const Tensor& object_area,
-                                                   double iou_weight, int64_t parts, double min_area,
-                                                   int64_t area_mode, bool detach_denominator) {
+                                                   double iou_weight, int64_t parts, double min_area, int64_t area_mode,
+                                                   bool detach_denominator) {
   const Launcher on(boxes);
-  PartBoxLossesCall call = prepare_part_box_losses(boxes, valid, object_area, iou_weight, parts, min_area, area_mode,
-                                                   detach_denominator);
+  PartBoxLossesCall call =
+      prepare_part_box_losses(boxes, valid, object_area, iou_weight, parts, min_area, area_mode, detach_denominator);
   FGVC_SWITCH_CUDA_DTYPE(call.op.dtype, losses_of_boxes<T>(on, call));
   return {call.overlap, call.area, call.gradients};
 }

@@ -127,15 +127,15 @@ __global__ void __launch_bounds__(kSelectThreads)
     select_of_image(SelectBoxes op, Global<Accumulation<T>> left, bool boxes_in_chunks) {
   using Value = Accumulation<T>;
   const int64_t sample = blockIdx.x;
-  const Selection<T, B> selection{Global<const T>(op.scores).from(sample * op.score_stride[0]),
-                                  Global<const uint8_t>(op.candidates).from(sample * op.candidate_stride[0]),
-                                  op.score_stride[1],
-                                  op.candidate_stride[1],
-                                  {Global<const B>(op.boxes).from(sample * op.box_stride[0]), op.box_stride[1],
-                                   op.box_stride[2], boxes_in_chunks},
-                                  left.from(sample * op.boxes_per_sample),
-                                  static_cast<int>(op.boxes_per_sample),
-                                  static_cast<Value>(op.threshold)};
+  const Selection<T, B> selection{
+      Global<const T>(op.scores).from(sample * op.score_stride[0]),
+      Global<const uint8_t>(op.candidates).from(sample * op.candidate_stride[0]),
+      op.score_stride[1],
+      op.candidate_stride[1],
+      {Global<const B>(op.boxes).from(sample * op.box_stride[0]), op.box_stride[1], op.box_stride[2], boxes_in_chunks},
+      left.from(sample * op.boxes_per_sample),
+      static_cast<int>(op.boxes_per_sample),
+      static_cast<Value>(op.threshold)};
   int64_t found = sample * op.top;
   const int64_t all = found + op.top;
   const auto write = [&](int box, bool valid) {

@@ -1,4 +1,4 @@
-// Semantic grouping loss, dual attention fusion section 9.6: k · Σ_ij (co_ij − gt_ij)², where co is the mean over the
+// Semantic grouping loss (deep bilinear transformation): k · Σ_ij (co_ij − gt_ij)², where co is the mean over the
 // samples of the products of the channels' directions Z. The products of matrices are the library's; what stands here
 // reads or writes each element once or twice: directions, co − gt with its share of the loss, and the gradient
 // dU = (dZ − Z <Z, dZ>) / |V|. A warp has a map, or a lane a channel where channels lie side by side.

@@ -164,7 +164,7 @@ RISKS: Mapping[str, Mapping[str, str]] = {
     "share of images": {"foreground": "foreground", "by a fallback": "fallback"},
     "distillation": {"hint": "hint", "KL of soft targets": "soft_kl"},
 }
-"""Panel → name of a curve → measure of training (section 16 of the specification)."""
+"""Panel → name of a curve → measure of training."""
 
 
 def save_training_figures(run: Path, stage: str) -> None:

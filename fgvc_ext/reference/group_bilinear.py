@@ -1,4 +1,4 @@
-"""Group bilinear pooling per position (deep bilinear transformation; spec of dual attention fusion, section 9.7)."""
+"""Group bilinear pooling per position (deep bilinear transformation, used by dual attention fusion)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Semantic grouping loss (deep bilinear transformation; spec of dual attention fusion, section 9.6)."""
+"""Semantic grouping loss (deep bilinear transformation, used by dual attention fusion)."""
 
 import torch
 from torch import Tensor

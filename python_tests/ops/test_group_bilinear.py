@@ -1,4 +1,4 @@
-"""What section 9.7 of dual attention fusion says of group bilinear pooling, beyond every operator's contract."""
+"""What is said of group bilinear pooling, beyond every operator's contract."""
 
 import math
 

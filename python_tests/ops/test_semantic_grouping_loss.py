@@ -1,4 +1,4 @@
-"""What section 9.6 of dual attention fusion says of the semantic grouping loss, beyond every operator's contract."""
+"""What is said of the semantic grouping loss, beyond every operator's contract."""
 
 import pytest
 import torch

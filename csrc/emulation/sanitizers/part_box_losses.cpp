@@ -36,9 +36,9 @@ void run(int64_t samples, int64_t boxes_per_sample, AreaMode mode, Digest& diges
   op.gradients = gradients.data();
   launch(part_boxes_of_sample<T>, blocks_for(samples, kWarpsPerBlock), kPartBoxThreads, 0, nullptr, op);
   for (int loss = 0; loss < 2; ++loss)
-    launch(sum_losses<Value>, 1, kLossThreads, 0, nullptr, Global<const Value>(loss == 0 ? overlaps.data() : areas.data()),
-           samples, static_cast<Value>(samples), Global<const Value>(nullptr), Value(1),
-           Global<Value>(losses.data() + loss));
+    launch(sum_losses<Value>, 1, kLossThreads, 0, nullptr,
+           Global<const Value>(loss == 0 ? overlaps.data() : areas.data()), samples, static_cast<Value>(samples),
+           Global<const Value>(nullptr), Value(1), Global<Value>(losses.data() + loss));
 
   LossGradient backward{};
   backward.losses = 2;
