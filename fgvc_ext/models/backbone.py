@@ -158,7 +158,7 @@ class Backbone(nn.Sequential):
     def fitted(self, name: str, weight: Tensor) -> Tensor:
         """A weight as the backbone takes it: that of the first convolution for images alone with zeros for the rest."""
         missing = self.in_channels - weight.shape[1] if name == self.input_weight else 0
-        return weight if missing == 0 else nn.functional.pad(weight, (0, 0, 0, 0, 0, missing))
+        return weight if missing <= 0 else nn.functional.pad(weight, (0, 0, 0, 0, 0, missing))
 
     # ---------------------------------------------------------------- maps within
 
