@@ -15,6 +15,7 @@ from fgvc_ext.models.ensemble import Average, average_scores
 from fgvc_ext.training.classification import Classification
 from fgvc_ext.training.config import EngineConfig
 from fgvc_ext.training.evaluation import evaluate_samples
+from fgvc_ext.training.features import cached_evaluations
 from fgvc_ext.training.stages import Artefact, Result, Results
 
 Epoch = Literal["last", "best_val"]
@@ -34,6 +35,7 @@ def ensemble_artefact(
     *,
     average: Average = "probabilities",
     epoch: Epoch = "last",
+    cached: bool = False,
     config: Mapping[str, Any],
 ) -> Artefact:
     """An `Ensemble` of the models that earlier stages have trained, evaluated with every beginning of it.
@@ -42,19 +44,19 @@ def ensemble_artefact(
         members: names of the stages, in the order of the ensemble.
         evaluations: samples by name. engine: how they are evaluated.
         average: what its scores are. epoch: of the members.
+        cached: evaluate on cached features, where all members look through the same frozen layers.
         config: of the artefact's identity, by group, beside average and epoch.
     """
 
     def make(earlier: Results) -> Ensemble:
         return Ensemble([load(weights_of(result, epoch)) for result in earlier.values()], average)
 
-    return Artefact(
-        name=name,
-        needs=members,
-        make=make,
-        measures=lambda ensemble: ensemble_measures(ensemble, evaluations, engine),
-        config={**config, "ensemble": {"average": average, "epoch": epoch}},
-    )
+    def measures(ensemble: Ensemble) -> dict[str, dict[str, float]]:
+        seen = cached_evaluations(name, evaluations, ensemble.members, engine) if cached else evaluations
+        return ensemble_measures(ensemble, seen, engine)
+
+    how = {"average": average, "epoch": epoch, **({"evaluate_cached": True} if cached else {})}
+    return Artefact(name=name, needs=members, make=make, measures=measures, config={**config, "ensemble": how})
 
 
 class EnsembleAccuracy(Classification):

@@ -7,6 +7,7 @@ they of this job or of other runs of the same table. Machines without a common f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from fgvc_ext.data.features import FeatureCache, Features, FeatureSamples, size_of, told
 from fgvc_ext.data.loading import Batch, Samples, Views, to_device
 from fgvc_ext.models.backbone import Backbone
+from fgvc_ext.models.model import Model
 from fgvc_ext.training import distributed
 from fgvc_ext.training.config import EngineConfig
 from fgvc_ext.training.device import choose_device, worker_count
@@ -51,13 +53,32 @@ def with_cached_features(training: Training, task: Task, engine: EngineConfig, s
     if reason := _why_images(training, task, backbone):
         print(f"{training.name}: frozen until {backbone.frozen_until}, trained on images because {reason}", flush=True)
         return training
-    maker, early = _Maker(backbone, engine, training), training.evaluations
+    assert isinstance(training.train.views, Views)
+    maker, early = _Maker(backbone, engine, training.name, training.train.views.folder), training.evaluations
     with stop.at_once("the features of frozen layers"):
         train = distributed.on_each(maker.samples, training.train, training.train.dataset.split)
         if not task.evaluates_images and (backbone.evaluate_cached or engine.eval_every < training.optim.epochs):
             early = {name: distributed.on_each(maker.samples, one, name) for name, one in training.evaluations.items()}
     last = early if backbone.evaluate_cached else training.evaluations
     return replace(training, train=train, early=early, evaluations=last)
+
+
+def cached_evaluations(
+    name: str, evaluations: Mapping[str, Samples], models: Sequence[Model], engine: EngineConfig
+) -> Mapping[str, Samples]:
+    """The samples of models that answer together, with features in the images' place, where all look through the same
+    frozen layers and features can stand in for the images; else as they are. Called in every process of the job."""
+    backbones = [part for model in models if isinstance(part := getattr(model, "backbone", None), Backbone)]
+    frozen = len(backbones) == len(models) and all(part.has_frozen_features for part in backbones)
+    views = [samples.views for samples in evaluations.values() if isinstance(samples.views, Views)]
+    if not frozen or len(views) < len(evaluations) or len({weights_hash(part) for part in backbones}) > 1:
+        return evaluations
+    layout = torch.channels_last if engine.channels_last else torch.preserve_format
+    eye = backbones[0].to(choose_device(engine.device)).to(memory_format=layout).eval()
+    return {
+        split: distributed.on_each(_Maker(eye, engine, name, view.folder).samples, samples, split)
+        for view, (split, samples) in zip(views, evaluations.items(), strict=True)
+    }
 
 
 def _why_images(training: Training, task: Task, backbone: Backbone) -> str:
@@ -86,14 +107,16 @@ def weights_hash(backbone: Backbone) -> str:
 
 
 class _Maker:
-    """Finds or computes the features of a training's samples."""
+    """Finds or computes the features of samples.
 
-    def __init__(self, backbone: Backbone, engine: EngineConfig, training: Training) -> None:
+    Args:
+        backbone: on the engine's device. name: of the stage that needs them. folder: of the cache; None: the usual one.
+    """
+
+    def __init__(self, backbone: Backbone, engine: EngineConfig, name: str, folder: Path | None) -> None:
         self.backbone, self.engine = backbone, engine
         self.device = choose_device(engine.device)
-        assert isinstance(training.train.views, Views)
-        self.folder: Path | None = training.train.views.folder
-        self.name, self.weights = training.name, weights_hash(backbone)
+        self.name, self.folder, self.weights = name, folder, weights_hash(backbone)
 
     def samples(self, samples: Samples, split: str) -> FeatureSamples:
         """The samples with features in their images' place.

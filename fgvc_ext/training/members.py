@@ -128,7 +128,8 @@ class MembersConfig:
     def _artefacts(self, config: RunConfig, datasets: Datasets) -> list[Artefact]:
         """The ensembles of a run."""
         evaluations = evaluation_samples(datasets, config.model.preprocessing(config.data))
-        how: Any = {"average": self.average, "epoch": self.teacher, "config": {"data": config.data}}
+        how: Any = {"average": self.average, "epoch": self.teacher, "cached": config.model.evaluate_cached}
+        how["config"] = {"data": config.data}
         return [ensemble_artefact(name, of, evaluations, config.engine, **how) for name, of in self.ensembles().items()]
 
 

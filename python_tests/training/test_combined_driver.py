@@ -18,7 +18,9 @@ from toy_training import Child, traces
 from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import evaluation_samples, load_datasets
-from fgvc_ext.models import Combined, Ensemble, load
+from fgvc_ext.models import Combined, Ensemble, build_backbone, load
+from fgvc_ext.training import EngineConfig, EnsembleAccuracy
+from fgvc_ext.training.features import cached_evaluations
 
 FILE = drivers_folder() / "combined.py"
 TINY = [
@@ -195,10 +197,21 @@ def test_presets(driver):
 
 
 @pytest.mark.parametrize(("until", "alpha"), [("all", "0"), ("layer3", "0.5")])
-def test_both_heads_of_both_models_learn_on_cached_features(until, alpha, driver, tmp_path, capsys):
+def test_both_heads_of_both_models_learn_on_cached_features(until, alpha, driver, tmp_path, capsys, monkeypatch):
     words = [*FROZEN, "--model.frozen-until", until, "--method.members.alpha", alpha]
     words += ["--data.cache", str(tmp_path / "cache")]
+    seen = []
+    whole = EnsembleAccuracy.eval_step
+    monkeypatch.setattr(
+        EnsembleAccuracy, "eval_step", lambda task, batch: seen.append(batch["image"].shape[1]) or whole(task, batch)
+    )
     stages = _run(driver, tmp_path / "run", *words)
+    assert seen
+    assert 3 not in seen, "the ensemble too sees features"
+    measures = stages["ensemble"]["measures"]["test"]
+    assert [measures[f"single_{n}_accuracy"] for n in (1, 2)] == [
+        stages[f"model{n}"]["accuracy"]["last"] for n in (1, 2)
+    ]
     assert "computing features of 24 images (train) once" in capsys.readouterr().out
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2, "both models share them"
     members = load(tmp_path / "run/weights/last.safetensors").members
@@ -206,7 +219,16 @@ def test_both_heads_of_both_models_learn_on_cached_features(until, alpha, driver
     frozen = [name for name in first if name.startswith("backbone.") and (until == "all" or "layer4" not in name)]
     assert all(torch.equal(first[name], second[name]) for name in frozen)
     assert not torch.equal(first["classifier.maps.classifier.weight"], second["classifier.maps.classifier.weight"])
-    assert stages["ensemble"]["status"] == "done"
+
+
+def test_members_that_look_through_other_layers_are_evaluated_on_images(driver):
+    config = driver.DRIVER.read_arguments(["demo", *TINY, "--data.random-crop", "False"])
+    samples = evaluation_samples(load_datasets(config.data, 0), config.model.preprocessing(config.data))
+    engine = EngineConfig(device="cpu", workers=0)
+    members = [Combined(build_backbone("resnet10_narrow", frozen_until="all"), 4) for _ in range(2)]
+    assert cached_evaluations("ensemble", samples, members, engine) is samples
+    members = [Combined(build_backbone("resnet10_narrow"), 4)] * 2
+    assert cached_evaluations("ensemble", samples, members, engine) is samples
 
 
 # ---------------------------------------------------------------- killed, and several processes

@@ -333,6 +333,12 @@ MUTANTS = [
         tests=("python_tests/training/test_combined_driver.py", "-k", "errors or cached"),
     ),
     *of(
+        "fgvc_ext/training/features.py",
+        Mutant("combined-any-eyes-are-the-same", " or len({weights_hash(part) for part in backbones}) > 1", ""),
+        Mutant("combined-ensembles-see-images", "if not frozen or len(views)", "if True or len(views)"),
+        tests=("python_tests/training/test_combined_driver.py", "-k", "cached or layers"),
+    ),
+    *of(
         "train/combined.py",
         Mutant("combined-heads-off-decide-too", "if method.map_head else None", "if True else None"),
         Mutant("combined-average-is-no-setting", "average=config.method.average,", ""),
