@@ -268,9 +268,9 @@ def test_the_module_passes_its_options_on() -> None:
         ({"valid": torch.ones(2, 4) > 0}, ValueError, r"valid must have shape \[2, 3\], one value a box, got \[2, 4\]"),
         ({"valid": torch.ones(2, 3)}, TypeError, "valid must be of dtype bool, got float32"),
         (
-            {"object_area": torch.zeros(3)},
+            {"object_area": torch.zeros(1)},
             ValueError,
-            r"object_area must have shape \[2\], one area an image, got \[3\]",
+            r"object_area must have shape \[2\], one area an image, got \[1\]",
         ),
         ({"object_area": torch.zeros(2).double()}, TypeError, "object_area must have the dtype of boxes"),
         ({"iou_weight": math.inf}, ValueError, "iou_weight must be finite in float32, got inf"),
