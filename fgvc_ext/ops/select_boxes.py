@@ -66,7 +66,7 @@ def select_boxes(
     if number > _MOST_BOXES:
         raise ValueError(f"{OP}: scores must have at most {_MOST_BOXES} boxes an image, got {list(scores.shape)}")
     # Python's integers may be too large for the operator, floats of the same value are not.
-    scores, boxes, iou_threshold = scores.detach(), boxes.detach(), float(iou_threshold)
+    iou_threshold = float(iou_threshold)
     if not use_kernel(OP, scores):
         return reference.select_boxes(scores, boxes, candidates, iou_threshold=iou_threshold, top=top)
     return _select_boxes(scores, boxes, candidates, iou_threshold, top)

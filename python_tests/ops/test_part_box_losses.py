@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import fgvc_ext
 from fgvc_ext import nn, ops
 from fgvc_ext.ops.part_box_losses import BoxLosses
+
+from .conftest import needs_libraries
 
 A, B = [10.0, 20.0, 110.0, 90.0], [60.0, 10.0, 150.0, 70.0]
 
@@ -211,6 +214,23 @@ def test_a_nan_counts_only_in_a_valid_box() -> None:
     assert not boxes.grad[0, 1].any()
 
 
+@pytest.mark.parametrize("side", range(4))
+def test_a_nan_reaches_the_same_gradients_as_in_the_reference(side: int) -> None:
+    """Also where the other box would have decided without it, and no gradient passes through the areas."""
+    boxes = torch.tensor([[A, B, [200.0, 200.0, 300.0, 300.0]]])
+    boxes[0, 0, side] = math.nan
+    valid, area = torch.ones(1, 3, dtype=torch.bool), torch.tensor([40000.0])
+
+    def gradient() -> Tensor:
+        leaf = boxes.clone().requires_grad_()
+        ops.part_box_losses(leaf, valid, area, detach_denominator=True).overlap.backward()
+        return leaf.grad.isnan()
+
+    with fgvc_ext.use_reference():
+        expected = gradient()
+    assert torch.equal(gradient(), expected)
+
+
 def test_the_object_is_a_constant() -> None:
     boxes, area = random_boxes(2, 3).requires_grad_(), torch.full((2,), 50000.0).double().requires_grad_()
     found = ops.part_box_losses(boxes, torch.ones(2, 3, dtype=torch.bool), area)
@@ -248,9 +268,9 @@ def test_the_module_passes_its_options_on() -> None:
         ({"valid": torch.ones(2, 4) > 0}, ValueError, r"valid must have shape \[2, 3\], one value a box, got \[2, 4\]"),
         ({"valid": torch.ones(2, 3)}, TypeError, "valid must be of dtype bool, got float32"),
         (
-            {"object_area": torch.zeros(3)},
+            {"object_area": torch.zeros(1)},
             ValueError,
-            r"object_area must have shape \[2\], one area an image, got \[3\]",
+            r"object_area must have shape \[2\], one area an image, got \[1\]",
         ),
         ({"object_area": torch.zeros(2).double()}, TypeError, "object_area must have the dtype of boxes"),
         ({"iou_weight": math.inf}, ValueError, "iou_weight must be finite in float32, got inf"),
@@ -265,3 +285,10 @@ def test_bad_arguments(changed: dict[str, object], error: type[Exception], messa
     right = {"boxes": torch.zeros(2, 3, 4), "valid": torch.ones(2, 3, dtype=torch.bool), "object_area": torch.zeros(2)}
     with pytest.raises(error, match=f"^part_box_losses: {message}"):
         ops.part_box_losses(**{**right, **changed})
+
+
+@needs_libraries
+def test_the_raw_operator_takes_boxes_of_four_numbers() -> None:
+    valid, areas = torch.ones(2, 3, dtype=torch.bool), torch.zeros(2)
+    with pytest.raises(RuntimeError, match="part_box_losses: boxes must have 4 numbers a box, got 3"):
+        torch.ops.fgvc_ext.part_box_losses(torch.zeros(2, 3, 3), valid, areas, 2.0, 4, 1024.0, 0, False)

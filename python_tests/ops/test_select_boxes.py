@@ -6,6 +6,8 @@ from torch import Tensor
 
 from fgvc_ext import ops, reference
 
+from .conftest import needs_libraries
+
 nan, inf = float("nan"), float("inf")
 
 
@@ -194,3 +196,10 @@ def test_bad_arguments(changed: dict[str, object], error: type[Exception], messa
     right = {"scores": torch.zeros(2, 6), "boxes": torch.zeros(2, 6, 4), "candidates": torch.ones(2, 6) > 0}
     with pytest.raises(error, match=f"^select_boxes: {message}"):
         ops.select_boxes(**{**right, **changed})
+
+
+@needs_libraries
+def test_the_raw_operator_selects_no_more_than_there_are() -> None:
+    scores, boxes, candidates = torch.zeros(2, 6), torch.zeros(2, 6, 4), torch.ones(2, 6) > 0
+    with pytest.raises(RuntimeError, match=r"select_boxes: top must be at least 1 and at most .* 6, got 7"):
+        torch.ops.fgvc_ext.select_boxes(scores, boxes, candidates, 0.25, 7)

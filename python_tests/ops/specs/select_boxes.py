@@ -75,6 +75,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out(
             "boxes and candidates of other strides", scores, around.mT.contiguous().mT, scores.mT.contiguous().mT > 0
         ),
+        laid_out("boxes with other numbers between them", scores, torch.cat((around, around), dim=2)[..., :4]),
         laid_out("large boxes", scores, boxes(3, 67, side=200)),
         laid_out("many results", scores, around, top=20),
         laid_out("all of them", scores, around, top=67),
