@@ -125,11 +125,12 @@ class TeacherNetwork(nn.Module):
     """A backbone of five channels with deep bilinear blocks, and a linear classifier: [N,5,H,W] → scores [N,C].
 
     The fourth channel is the location heat map, the fifth the saliency mask, which also filters the blocks. The
-    weights of both are zero at first: the first convolution starts as the one for images alone.
+    weights of both are zero at first: the first convolution starts as the one for images alone, and learns also where
+    the backbone's first layers are frozen. A frozen stage has no blocks, which are new.
 
     Args:
-        backbone: for images; it is changed. Blocks within it need a ResNet of bottlenecks (resnet50 …); others have
-            the one behind it alone.
+        backbone: for images; it is changed. Blocks within it need a ResNet of bottlenecks (resnet50 …) whose stride is
+            on the 3×3 convolution; others have the one behind it alone.
         num_classes: C.
         sites: some of `SITES`; none: a plain backbone.
         options: of the blocks, see `DeepBilinearBlock`.
@@ -144,14 +145,15 @@ class TeacherNetwork(nn.Module):
         super().__init__()
         if unknown := [site for site in sites if site not in SITES]:
             raise ValueError(f"TeacherNetwork: sites: expected some of {', '.join(SITES)}, got {unknown[0]!r}")
-        frozen_until = backbone.frozen_until
+        frozen_until, frozen = backbone.frozen_until, backbone.frozen_groups
         self.backbone = backbone.freeze(None).widen(5)
         self.names = list(backbone.groups())[-3:]
         self.has_blocks_within = False
         for stage, site in zip(self.names[-2:], SITES[:2], strict=True):
-            if site in sites:
+            if site in sites and stage not in frozen:
                 self.has_blocks_within |= _with_blocks(backbone, stage, options)
         backbone.freeze(frozen_until)
+        backbone.get_parameter(str(backbone.input_weight)).requires_grad_(True)
         self.last = DeepBilinearBlock.at_the_end(backbone.channels, **options) if "last" in sites else None
         self.classifier = nn.Linear(backbone.channels, num_classes)
 
@@ -206,6 +208,11 @@ def _with_blocks(backbone: Backbone, stage: str, options: dict[str, object]) -> 
     layer = getattr(backbone, stage, None)
     if not isinstance(layer, nn.Sequential) or not all(isinstance(block, Bottleneck) for block in layer):
         return False
+    if any(block.conv1.stride != (1, 1) for block in layer):
+        raise ValueError(
+            f"TeacherNetwork: {stage}: expected bottlenecks with the stride on the 3×3 convolution, got it on the 1×1 "
+            "(stride_on_first_conv), before which features are weakened outside the parts"
+        )
     blocks: Sequence[BilinearBottleneck] = [BilinearBottleneck(block, **options) for block in layer]
     setattr(backbone, stage, nn.Sequential(*blocks))
     return True

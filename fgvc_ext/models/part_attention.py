@@ -70,7 +70,11 @@ class PartAttentionFilter(nn.Module):
                 f"got {kind!r} and {floor}"
             )
         self.kind, self.floor = kind, floor
-        self.learnt = nn.Conv2d(1, 1, 1) if kind == "learnable" else None
+        self.learnt: nn.Conv2d | None = None
+        if kind == "learnable":  # it starts near the share itself: 0.02 outside the parts, 0.98 within
+            self.learnt = nn.Conv2d(1, 1, 1)
+            nn.init.constant_(self.learnt.weight, 8.0)
+            nn.init.constant_(self.learnt.bias, -4.0)  # type: ignore[arg-type]
 
     def share(self, saliency: Tensor, size: Sequence[int]) -> Tensor:
         """What features of this height and width are multiplied by: [N,1,h,w], of a mask [N,1,H,W]."""

@@ -191,8 +191,12 @@ def test_the_blocks_are_filtered_by_the_fifth_channel():
 def test_a_frozen_backbone_keeps_its_first_layers():
     backbone = small_bottlenecks().freeze("layer2")
     teacher = TeacherNetwork(backbone, 5).train()
-    assert not teacher.backbone.conv1.weight.requires_grad
+    assert not teacher.backbone.layer1[0].conv1.weight.requires_grad
+    assert teacher.backbone.conv1.weight.requires_grad, "two of its channels are new"
     assert not teacher.backbone.bn1.training
+    deeper = TeacherNetwork(small_bottlenecks().freeze("layer3"), 5)
+    assert list(deeper.blocks()) == ["res5", "last"], "a frozen stage has no new layers"
+    assert all(parameter.requires_grad for parameter in deeper.new_parameters())
     assert teacher.backbone.layer3[0].bilinear.norm.weight.requires_grad
     teacher(torch.rand(2, 5, 64, 64)).sum().backward()
     plain = TeacherNetwork(build_backbone("resnet10_narrow", frozen_until="layer2"), 5)
@@ -200,6 +204,8 @@ def test_a_frozen_backbone_keeps_its_first_layers():
 
 
 def test_what_a_teacher_refuses():
+    with pytest.raises(ValueError, match="layer3: expected bottlenecks with the stride on the 3×3 convolution"):
+        TeacherNetwork(build_backbone("resnet50", stride_on_first_conv=True), 5)
     with pytest.raises(ValueError, match="sites: expected some of res4, res5, last, got 'res3'"):
         TeacherNetwork(small_bottlenecks(), 5, sites=("res3",))
     other = small_bottlenecks()

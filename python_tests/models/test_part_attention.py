@@ -52,6 +52,7 @@ def test_floor_and_kinds():
     torch.testing.assert_close(kept[0, 0, :, 0], torch.tensor([1, 1, 0.1, 0.1]))
     assert PartAttentionFilter("off")(features, mask) is features
     learnt = PartAttentionFilter("learnable")
+    assert learnt.share(mask, (2, 1)).flatten().tolist() == pytest.approx([0.982, 0.018], abs=1e-3)
     learnt.learnt.weight.data.fill_(2.0)
     learnt.learnt.bias.data.fill_(-1.0)
     torch.testing.assert_close(learnt(features, mask)[0, 1, :, 0], torch.tensor([1.0, 1, -1, -1]).sigmoid())

@@ -82,6 +82,7 @@ def _reached(loss: torch.Tensor, task) -> set[str]:
         "scores": "model.proposals.score.",
         "boxes": "model.proposals.change.",
         "teacher.backbone": "model.teacher.backbone.",
+        "teacher.last": "model.teacher.last.",
         "teacher.classifier": "model.teacher.classifier.",
         "fusion": "model.fusion.",
         "hint": "losses.hint.",
@@ -93,7 +94,14 @@ def _reached(loss: torch.Tensor, task) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"grouping_weight": 1.0, "con_weight": 0.5, "hint_levels": ("res3", "res5"), "margin": 0.3}]
+    "changes",
+    [
+        {},
+        {"grouping_weight": 1.0, "con_weight": 0.5, "hint_levels": ("res3", "res5"), "margin": 0.3},
+        {"regions": 8, "iou_threshold": 0.0},
+        {"regions": 40, "iou_threshold": 0.0},
+    ],
+    ids=["usual", "weights", "some refilled", "most refilled"],
 )
 def test_losses_and_gradients_are_those_of_the_naive_step(changes, in_float64):
     task, batch = _task(**changes).double(), _batch()
@@ -104,6 +112,7 @@ def test_losses_and_gradients_are_those_of_the_naive_step(changes, in_float64):
     answer = task.step(batch)
     answer["loss"].backward()
     torch.testing.assert_close(answer["loss"], expected["loss"], rtol=1e-6, atol=0)
+    assert (answer["logs"]["valid_regions"] < 4) == ("iou_threshold" in changes), "refilled regions are in no loss"
     for name, value in expected.items():
         if name != "loss":
             torch.testing.assert_close(answer["logs"][name] / 4, value.detach(), rtol=1e-5, atol=1e-9, msg=name)
@@ -126,8 +135,8 @@ def test_losses_and_gradients_are_those_of_the_naive_step(changes, in_float64):
         ("pred", {"student.backbone", "student.classifier"}),
         ("con", {"student.backbone", "student.classifier"}),
         ("distill", {"student.backbone", "student.classifier", "hint"}),
-        ("teacher", {"teacher.backbone", "teacher.classifier"}),
-        ("grouping", {"teacher.backbone"}),
+        ("teacher", {"teacher.backbone", "teacher.last", "teacher.classifier"}),
+        ("grouping", {"teacher.backbone", "teacher.last"}),
         ("fusion", {"fusion"}),
     ],
 )
@@ -155,7 +164,8 @@ def test_the_networks_are_reached_by_the_fusion_only_where_that_is_asked_for():
     task = _task(csf_detach=False)
     found = _reached(_parts(task)["fusion"], task)
     assert found == {
-        *("fusion", "student.backbone", "student.classifier", "teacher.backbone", "teacher.classifier"),
+        *("fusion", "student.backbone", "student.classifier"),
+        *("teacher.backbone", "teacher.last", "teacher.classifier"),
     }
 
 
@@ -209,6 +219,63 @@ def test_the_smallest_area_and_the_blur_shrink_with_the_image(monkeypatch):
     _task(parts=7).step(_batch(side=64))
     assert seen["min_area"] == pytest.approx(32**2 * (64 / 448) ** 2)
     assert seen["parts"] == 7
+
+
+def test_every_setting_reaches_the_network_and_the_losses(monkeypatch):
+    from fgvc_ext.training import dual_attention
+
+    given = {
+        **{"dropout": 0.25, "regions": 2, "iou_threshold": 0.4, "fpn_channels": 12, "head_depth": 2, "paf_floor": 0.2},
+        **{"anchor_sizes": (40.0, 80.0, 160.0), "sppn_detach": False, "fg_threshold": 0.9, "dbt_sites": ("res5",)},
+        **{"use_bilinear": False, "paf": "learnable", "csf_detach": False, "part_images": "crops", "part_size": 30},
+        **{"blur_sigma": 5.0, "noise_std": 0.5, "noise_mode": "replace", "part_statistics": "own"},
+        **{"use_sppn": True, "use_lhm": True, "use_teacher": True},
+    }
+    assert set(given) == set(dual_attention.NETWORK)
+    method = DualAttentionConfig(**given, position="upstream")
+    settings = DualAttention(small_bottlenecks(), 5, **method.network()).settings()
+    named = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    assert {name: settings[name] for name in given} == named
+    assert (settings["position"], DualAttentionConfig(position="none").network()["position"]) == ("upstream", None)
+
+    boxes = {"iou_weight": 0.5, "detach_denominator": True, "area_mode": "hinge"}
+    seen, real = {}, dual_attention.part_box_losses
+    monkeypatch.setattr(dual_attention, "part_box_losses", lambda *a, **o: seen.update(o) or real(*a, **o))
+    half, whole = _parts(_task(**boxes, area_weight=0.5)), _parts(_task(**boxes))
+    assert {name: seen[name] for name in boxes} == boxes
+    torch.testing.assert_close(half["area"], 0.5 * whole["area"])
+
+
+def test_the_defaults_are_the_specifications():
+    method = DualAttentionConfig()
+    assert (method.regions, method.parts, method.iou_threshold, method.iou_weight) == (3, 4, 0.25, 2.0)
+    assert (method.area_mode, method.min_area, method.margin, method.detach_denominator) == ("two_sided", 1024, 1, False)
+    assert (method.fpn_channels, method.head_depth, method.anchor_sizes) == (128, 2, (48.0, 96.0, 192.0))
+    assert (method.fg_threshold, method.blur_sigma, method.noise_std, method.noise_mode) == (0.5, 20, 1, "add")
+    assert (method.part_images, method.part_size, method.part_statistics) == ("composed", None, "shared")
+    assert (method.temperature, method.hint_weight, method.hint_levels) == (4, 1, ("res4",))
+    assert (method.distill_mix, method.distill_warmup_epochs, method.grouping_weight) == ("sum", 5, 1e-5)
+    assert (method.dbt_sites, method.position, method.use_bilinear) == (("res4", "res5", "last"), "formula", True)
+    assert (method.paf, method.paf_floor, method.dropout) == ("pooled", 0, 0.5)
+    assert (method.csf_detach, method.sppn_detach, method.sppn_lr) == (True, True, 0.1)
+    weights = ("area_weight", "con_weight", "student_weight", "teacher_weight", "fusion_weight")
+    assert [getattr(method, name) for name in weights] == [1.0] * 5
+
+
+@pytest.mark.parametrize("kind", ["shared", "own"])
+def test_part_images_move_running_statistics_only_where_they_share_them(kind):
+    model = _task("resnet10_narrow", part_statistics=kind).network
+    parts = torch.randn(2, 3, 3, 64, 64)
+    norms = [module for module in model.student.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(module.running_mean.clone(), module.running_var.clone(), module.momentum) for module in norms]
+    scores = model.part_scores(parts)
+    same = [
+        torch.equal(module.running_mean, mean) and torch.equal(module.running_var, variance)
+        for module, (mean, variance, _) in zip(norms, before, strict=True)
+    ]
+    assert set(same) == {kind == "own"}
+    assert [module.momentum for module in norms] == [momentum for _, _, momentum in before]
+    assert not torch.equal(scores, model.eval().part_scores(parts)), "by their own batch, and not by what is running"
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -330,8 +397,8 @@ def test_what_is_counted_of_the_regions():
     assert measures["active_share"] == logs["active_pairs"] / logs["comparable_pairs"]
     sides = (boxes[..., 2:] - boxes[..., :2]).detach()
     ratios = (sides.prod(-1) / (area / 4).clamp(min=1024 * (96 / 448) ** 2)[:, None])[valid]
-    assert measures["area_ratio_50%"] == pytest.approx(float(ratios.quantile(0.5)), rel=0.2)
-    assert measures["area_ratio_10%"] <= measures["area_ratio_50%"] <= measures["area_ratio_90%"]
+    assert measures["area_ratio_p50"] == pytest.approx(float(ratios.quantile(0.5)), rel=0.2)
+    assert measures["area_ratio_p10"] <= measures["area_ratio_p50"] <= measures["area_ratio_p90"]
     assert {"student_accuracy", "teacher_accuracy", "accuracy"} <= set(measures)
 
 
