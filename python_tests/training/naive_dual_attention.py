@@ -114,7 +114,9 @@ def _regions(network, levels, size, masks) -> list[tuple[Tensor, Tensor, Tensor]
         boxes = _decode(changes[sample], anchors, size)
         inside = mask[anchors[:, 1].long(), anchors[:, 0].long()]
         places = inside.nonzero()[:, 0]
-        kept = places[torchvision.ops.nms(boxes[places].detach(), scores[sample, places].detach(), network.iou_threshold)]
+        kept = places[
+            torchvision.ops.nms(boxes[places].detach(), scores[sample, places].detach(), network.iou_threshold)
+        ]
         rest = [place for place in scores[sample].argsort(descending=True).tolist() if place not in set(kept.tolist())]
         rest.sort(key=lambda place: not inside[place])  # suppressed ones first
         valid = torch.arange(network.regions) < len(kept)
