@@ -224,11 +224,28 @@ def test_every_setting_reaches_the_network_and_the_losses(monkeypatch):
     from fgvc_ext.training import dual_attention
 
     given = {
-        **{"dropout": 0.25, "regions": 2, "iou_threshold": 0.4, "fpn_channels": 12, "head_depth": 2, "paf_floor": 0.2},
-        **{"anchor_sizes": (40.0, 80.0, 160.0), "sppn_detach": False, "fg_threshold": 0.9, "dbt_sites": ("res5",)},
-        **{"use_bilinear": False, "paf": "learnable", "csf_detach": False, "part_images": "crops", "part_size": 30},
-        **{"blur_sigma": 5.0, "noise_std": 0.5, "noise_mode": "replace", "part_statistics": "own"},
-        **{"use_sppn": True, "use_lhm": True, "use_teacher": True},
+        "dropout": 0.25,
+        "regions": 2,
+        "iou_threshold": 0.4,
+        "fpn_channels": 12,
+        "head_depth": 2,
+        "paf_floor": 0.2,
+        "anchor_sizes": (40.0, 80.0, 160.0),
+        "sppn_detach": False,
+        "fg_threshold": 0.9,
+        "dbt_sites": ("res5",),
+        "use_bilinear": False,
+        "paf": "learnable",
+        "csf_detach": False,
+        "part_images": "crops",
+        "part_size": 30,
+        "blur_sigma": 5.0,
+        "noise_std": 0.5,
+        "noise_mode": "replace",
+        "part_statistics": "own",
+        "use_sppn": True,
+        "use_lhm": True,
+        "use_teacher": True,
     }
     assert set(given) == set(dual_attention.NETWORK)
     method = DualAttentionConfig(**given, position="upstream")
