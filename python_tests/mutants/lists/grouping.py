@@ -77,14 +77,14 @@ MUTANTS = [
             "",
             tests=("python_tests/ops/test_contract.py", "-k", "nan and group"),
         ),
-        Mutant("bilinear-weights", "g * (1 - above)", "g"),
+        Mutant("bilinear-weights", "add(x, 1 - above, rows", "add(x, 1, rows"),
         Mutant(
             "bilinear-symmetric",
-            "load(gradient + upper + at) + load(gradient + lower + at)",
-            "2 * load(gradient + upper + at)",
+            "load(gradient + upper) + load(gradient + lower)",
+            "2 * load(gradient + upper)",
         ),
         Mutant("bilinear-slope", "(1 - t * t) * scale", "(1 - t) * scale"),
-        Mutant("bilinear-zero", "op.resize.from * pitch; ++i", "op.resize.from * pitch - pitch; ++i"),
+        Mutant("bilinear-begun", "for (; begun < x; ++begun)", "for (; begun + 1 < x; ++begun)"),
         Mutant("bilinear-columns", "for (; k < columns; ++k)", "for (; k + 1 < columns; ++k)"),
         Mutant(
             "bilinear-channels",
