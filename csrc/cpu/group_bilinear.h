@@ -100,24 +100,42 @@ FGVC_INLINE void multiply(const Value* a, int64_t rows, int64_t row, int64_t ste
   while (i < rows) strip(std::integral_constant<int, 1>{});
 }
 
-// T, [p·p][pitch], from a.
-template <class Value>
-static __attribute__((noinline)) void compute_responses(const GroupBilinearInput& input, const Value* values,
-                                                        int64_t pitch, Value* responses) {
+// Calls take(upper, lower, T) for the vectors of T: where those of its two places lie, in rows `pitch` apart.
+template <class Value, class Take>
+FGVC_INLINE void for_each_response(const GroupBilinearInput& input, const Value* values, int64_t pitch, Take take) {
   const int64_t p = input.per_group;
   const Value scale = static_cast<Value>(input.scale);
   for (int64_t at = 0; at < pitch; at += kLanesOf<Value>) {
     const Value* a = values + at;
-    Value* to = responses + at;
     multiply(
         a, p, pitch, p * pitch, a, p, pitch, p * pitch, input.groups, [](int64_t i) { return i; },
         [&](int64_t i, int64_t k, Vector<Value> sum) {
           if (k < i) return;  // the lower half of a square on the diagonal
-          const Vector<Value> t = tanh(sum * scale);
-          store(to + (i * p + k) * pitch, t);
-          store(to + (k * p + i) * pitch, t);
+          take((i * p + k) * pitch + at, (k * p + i) * pitch + at, tanh(sum * scale));
         });
   }
+}
+
+// T, [p·p][pitch].
+template <class Value>
+static __attribute__((noinline)) void compute_responses(const GroupBilinearInput& input, const Value* values,
+                                                        int64_t pitch, Value* responses) {
+  for_each_response(input, values, pitch, [&](int64_t upper, int64_t lower, Vector<Value> t) {
+    store(responses + upper, t);
+    store(responses + lower, t);
+  });
+}
+
+// S, [p·p][pitch], in place of D.
+template <class Value>
+static __attribute__((noinline)) void compute_slopes(const GroupBilinearInput& input, const Value* values,
+                                                     int64_t pitch, Value* gradient) {
+  const Value scale = static_cast<Value>(input.scale);
+  for_each_response(input, values, pitch, [&](int64_t upper, int64_t lower, Vector<Value> t) {
+    const Vector<Value> slope = (load(gradient + upper) + load(gradient + lower)) * (1 - t * t) * scale;
+    store(gradient + upper, slope);
+    store(gradient + lower, slope);
+  });
 }
 
 // Calls take(j, x, above) for every output j, which is (1 − above) · T[x] + above · T[x + 1], or T[x] alone.
@@ -165,43 +183,34 @@ FGVC_INLINE void read_gradient(const GroupBilinearBackward& op, const PositionBl
   using Value = Accumulation<T>;
   int64_t from_pitch;
   const Value* rows = block_rows<T>(op.grad, op.grad_layout, block, gathered, from_pitch);
-  for (int64_t i = 0; i < op.resize.from * pitch; ++i) gradient[i] = 0;
-  for_each_output<Value>(op.resize, [&](int64_t j, int64_t x, Value above) {
-    Value* low = gradient + x * pitch;
+  // Outputs come in the order of the responses below them: rows up to `begun` have something, those behind nothing yet.
+  int64_t begun = 0;
+  const auto add = [&](int64_t x, Value share, const Value* row) {
+    Value* to = gradient + x * pitch;
+    for (; begun < x; ++begun)
+      for (int64_t i = 0; i < pitch; ++i) gradient[begun * pitch + i] = 0;
+    const bool first = begun == x;
+    begun += first;
     for_each_vector<Value>(block.count, [&](auto how, int64_t i) {
-      const Vector<Value> g = how.at(rows + j * from_pitch, i, 0);
-      store(low + i, load(low + i) + g * (1 - above));
-      if (above != 0) store(low + pitch + i, load(low + pitch + i) + g * above);
+      const Vector<Value> g = how.at(row, i, 0) * share;
+      store(to + i, first ? g : load(to + i) + g);
     });
+  };
+  for_each_output<Value>(op.resize, [&](int64_t j, int64_t x, Value above) {
+    add(x, 1 - above, rows + j * from_pitch);
+    if (above != 0) add(x + 1, above, rows + j * from_pitch);
   });
+  for (int64_t i = begun * pitch; i < op.resize.from * pitch; ++i) gradient[i] = 0;
 }
 
-// S in place of T, [p·p][pitch].
-template <class Value>
-static __attribute__((noinline)) void turn_into_slopes(const GroupBilinearInput& input, const Value* gradient,
-                                                       int64_t pitch, Value* responses) {
-  const int64_t p = input.per_group;
-  const Value scale = static_cast<Value>(input.scale);
-  for (int64_t i = 0; i < p; ++i)
-    for (int64_t k = i; k < p; ++k) {
-      const int64_t upper = (i * p + k) * pitch, lower = (k * p + i) * pitch;
-      for (int64_t at = 0; at < pitch; at += kLanesOf<Value>) {
-        const Vector<Value> t = load(responses + upper + at);
-        const Vector<Value> s = (load(gradient + upper + at) + load(gradient + lower + at)) * (1 - t * t) * scale;
-        store(responses + upper + at, s);
-        store(responses + lower + at, s);
-      }
-    }
-}
-
-// a_g S of every group, [C][pitch].
+// a_g S of every group, [C][pitch]. S is symmetric: its rows, which lie in one piece, are read for its columns.
 template <class Value>
 static __attribute__((noinline)) void multiply_by_slopes(const GroupBilinearInput& input, const Value* values,
                                                          const Value* slopes, int64_t pitch, Value* result) {
   const int64_t p = input.per_group;
   for (int64_t at = 0; at < pitch; at += kLanesOf<Value>)
     multiply(
-        values + at, input.groups, p * pitch, pitch, slopes + at, p, pitch, p * pitch, p, [](int64_t) { return 0; },
+        values + at, input.groups, p * pitch, pitch, slopes + at, p, p * pitch, pitch, p, [](int64_t) { return 0; },
         [&](int64_t group, int64_t i, Vector<Value> sum) { store(result + (group * p + i) * pitch + at, sum); });
 }
 
@@ -212,7 +221,6 @@ FGVC_INLINE void gradient_blocks(const GroupBilinearBackward& op, int64_t begin,
   const PositionBlocks blocks = blocks_of(op);
   const int64_t channels = input.layout.channels;
   auto* values = scratch.take<Value>(channels * blocks.at_once);
-  auto* responses = scratch.take<Value>(input.responses() * blocks.at_once);
   auto* gradient = scratch.take<Value>(input.responses() * blocks.at_once);
   // Once D is made of it, the gradient of the output makes room for that of the features.
   auto* rows = scratch.take<Value>((op.resize.channels > channels ? op.resize.channels : channels) * blocks.at_once);
@@ -220,10 +228,9 @@ FGVC_INLINE void gradient_blocks(const GroupBilinearBackward& op, int64_t begin,
     const PositionBlock block = PositionBlock::at(blocks, number);
     const int64_t pitch = row_pitch(block.count);
     read_features<T>(input, block, values, pitch);
-    compute_responses(input, values, pitch, responses);
     read_gradient<T>(op, block, rows, gradient, pitch);
-    turn_into_slopes(input, gradient, pitch, responses);
-    multiply_by_slopes(input, values, responses, pitch, rows);
+    compute_slopes(input, values, pitch, gradient);
+    multiply_by_slopes(input, values, gradient, pitch, rows);
     write_tile_rows(rows, pitch, block.of(op.grad_features_layout), Tile{0, 0, channels},
                     static_cast<T*>(op.grad_features) + block.offset(op.grad_features_layout));
   }

@@ -78,14 +78,16 @@ FGVC_INLINE void residuals_of_squares(const GroupingCorrelations& op, int64_t be
     double total = 0;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t group = (i0 + i) / of.per_group, first = group * of.per_group, past = first + of.per_group;
+      double of_row = 0;
       for (int64_t j = 0; j < columns; ++j) {
         const int64_t at = j0 + j;
         const Value together = at >= first && at < past ? Value(1) : Value(0);
         const Value r = products[i * kPanel + j] / static_cast<Value>(of.divisor) - together;
         residual[(i0 + i) * channels + at] = r;
         residual[at * channels + i0 + i] = r;
-        total += static_cast<double>(r) * r;
+        of_row += static_cast<double>(r) * r;
       }
+      total += of_row;
     }
     static_cast<Value*>(of.losses)[number] = static_cast<Value>(total * (row == column ? 1 : 2));
   }

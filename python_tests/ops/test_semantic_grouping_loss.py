@@ -105,7 +105,7 @@ def test_gradients_of_dead_channels(dead: list[int], dtype: torch.dtype) -> None
     features.requires_grad_()
     ops.semantic_grouping_loss(features, 3).backward()
     reference.semantic_grouping_loss(exact, 3).backward()
-    assert exact.grad.abs().max() > 1e3 or len(dead) == 18  # there the directions are equal, and nothing can change
+    assert exact.grad.abs().max() > 50 or len(dead) == 18  # there the directions are equal, and nothing can change
     atol = (1e-5 if dtype == torch.float32 else 1e-13) * 4 * factor(18) * 18 / (1e-3 * 42**0.5)
     torch.testing.assert_close(features.grad.double(), exact.grad, rtol=0, atol=atol)
 
