@@ -306,14 +306,10 @@ struct PartRow {
   }
 };
 
-// Parts that no cache holds are written past it.
-constexpr int64_t kStreamedBytes = int64_t{1} << 23;
-
 template <class T>
 FGVC_INLINE void compose_rows(const ComposeParts& op, int64_t begin, int64_t end, ImageRow<T>& row) {
   const int64_t width = op.layout.width, height = op.layout.height, bytes = width * static_cast<int64_t>(sizeof(T));
-  const bool streams = op.layout.samples * op.parts * kPartChannels * height * bytes >= kStreamedBytes &&
-                       bytes % sizeof(Floats) == 0 && reinterpret_cast<uintptr_t>(op.output) % sizeof(Floats) == 0;
+  const bool past_caches = streams(op.output, op.layout.samples * op.parts * kPartChannels * height * bytes, bytes);
   for (int64_t number = begin; number < end; ++number) {
     const int64_t sample = number / height, y = number % height;
     row.fill(op, sample, y);
@@ -323,11 +319,11 @@ FGVC_INLINE void compose_rows(const ComposeParts& op, int64_t begin, int64_t end
       T* to = static_cast<T*>(op.output) + ((sample * op.parts + part) * kPartChannels * height + y) * width;
       for (int64_t c = 0; c < kPartChannels; ++c, to += height * width) {
         const PartRow<T> values{row.own[c], row.outside_of(c), columns};
-        streams ? values.stream_to(to, width) : values.copy(0, width, to);
+        past_caches ? values.stream_to(to, width) : values.copy(0, width, to);
       }
     }
   }
-  if (streams) end_streaming();
+  if (past_caches) end_streaming();
 }
 
 // sums[i] += the values of cell i, each `factor` wide.

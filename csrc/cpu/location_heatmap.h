@@ -9,6 +9,7 @@
 #include "../common/location_heatmap.h"
 #include "maps.h"
 #include "rows.h"
+#include "stream.h"
 
 namespace fgvc_ext::FGVC_ISA {
 
@@ -104,6 +105,9 @@ FGVC_INLINE void write_rows(const LocationHeatmap& op, int64_t begin, int64_t en
   using Value = Accumulation<T>;
   auto* columns = scratch.take<int32_t>(op.levels * op.width);
   auto* totals = scratch.take<int32_t>(op.width);
+  auto* line = scratch.take<T>(op.width);
+  const int64_t bytes = op.width * static_cast<int64_t>(sizeof(T));
+  const bool past_caches = streams(op.heatmap, op.samples * op.height * bytes, bytes);
   for (int64_t number = 0; number < op.levels && begin < end; ++number)
     for (int64_t x = 0; x < op.width; ++x)
       columns[number * op.width + x] = static_cast<int32_t>(nearest(x, op.width, op.level[number].width));
@@ -121,15 +125,19 @@ FGVC_INLINE void write_rows(const LocationHeatmap& op, int64_t begin, int64_t en
       last[number] = from[number];
     }
     T* to = static_cast<T*>(op.heatmap) + row * op.width;
-    if (same) {
-      std::memcpy(to, to - op.width, op.width * sizeof(T));
-      continue;
+    if (!same) {
+      for (int64_t x = 0; x < op.width; ++x) totals[x] = from[0][columns[x]];
+      for (int64_t number = 1; number < op.levels; ++number)
+        for (int64_t x = 0; x < op.width; ++x) totals[x] += from[number][columns[number * op.width + x]];
+      for (int64_t x = 0; x < op.width; ++x) line[x] = from_float<T>(location_share<Value>(totals[x], op.levels));
     }
-    for (int64_t x = 0; x < op.width; ++x) totals[x] = from[0][columns[x]];
-    for (int64_t number = 1; number < op.levels; ++number)
-      for (int64_t x = 0; x < op.width; ++x) totals[x] += from[number][columns[number * op.width + x]];
-    for (int64_t x = 0; x < op.width; ++x) to[x] = from_float<T>(location_share<Value>(totals[x], op.levels));
+    if (past_caches) {
+      stream_row(to, line, bytes);
+    } else {
+      std::memcpy(to, line, bytes);
+    }
   }
+  if (past_caches) end_streaming();
 }
 
 void location_sums_of_positions(const LocationLevel& op, int64_t begin, int64_t end, Scratch&) {

@@ -162,6 +162,8 @@ class EveryOperator(nn.Module):
             ops.orthogonal_loss(student_map, teacher_maps),
             ops.heatmap_to_boxes(student_map, threshold=0.3, image_size=224, min_size=10),
             ops.heatmap_to_boxes(student_map, threshold=0, image_size=(32 * height, 16 * width)),  # symbolic sizes
+            ops.location_heatmap([features, maps], (32 * height, 16 * width)),  # a list
+            ops.compose_parts(features[:, :3], embeddings.unflatten(1, (4, 4)), blur_sigma=6, seed=seeds),
         )
 
 
@@ -224,4 +226,4 @@ def test_packages_call_our_operators_as_they_are(example: Path, every_operator: 
         "fgvc_ext::spatial_attention_map",
     ]
     assert set(called_by(every_operator)) == {f"fgvc_ext::{name}" for name in public_operators()}
-    assert len(called_by(every_operator)) == 12
+    assert len(called_by(every_operator)) == 14

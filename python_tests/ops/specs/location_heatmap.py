@@ -71,7 +71,7 @@ def empty() -> list[Sample]:
 
 def large() -> list[Sample]:
     levels = [level(8, 300, 28, 28, dtype=torch.float32), level(8, 520, 14, 14, dtype=torch.float32, seed=1)]
-    return [sample("large", levels, 224)]
+    return [sample("large", levels, (640, 448))]  # more than the caches are asked to hold
 
 
 def of_size(size: Size, device: str) -> Sample:
