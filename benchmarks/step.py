@@ -24,11 +24,12 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from fgvc_ext.models import ELoPE, KnowledgeTransfer, SubtleDifferences, build_backbone
+from fgvc_ext.models import DualAttention, ELoPE, KnowledgeTransfer, SubtleDifferences, build_backbone
 from fgvc_ext.models.backbone import Backbone
 from fgvc_ext.nn import ClassMeanLoss, GradientBoostingCrossEntropyLoss
 from fgvc_ext.training import Classification, EngineConfig, OptimConfig
 from fgvc_ext.training.attention_transfer import AttentionTransfer
+from fgvc_ext.training.dual_attention import DualAttentionClassification, DualAttentionConfig
 from fgvc_ext.training.embedding import EmbeddingClassification
 from fgvc_ext.training.step import TrainingStep
 from fgvc_ext.training.task import Task
@@ -73,6 +74,12 @@ def knowledge_transfer(teachers: int, network: Network) -> Task:
     return AttentionTransfer(models[0], nn.CrossEntropyLoss(), models[1:], alpha=0.5)
 
 
+def dual_attention(network: Network) -> Task:
+    method = DualAttentionConfig()
+    model = DualAttention(network(), CLASSES, **method.network())
+    return DualAttentionClassification(model, nn.CrossEntropyLoss(), method)
+
+
 METHODS = [
     Method("subtle_differences", block_and_loss, share=0.01),
     Method("elope", elope, share=0.02),
@@ -82,6 +89,8 @@ METHODS = [
         )
         for count in (1, 2, 4)
     ),
+    # Four passes of the student and one of a larger network beside it: nothing was promised.
+    Method("dual_attention", dual_attention),
 ]
 """A line for each paper's driver."""
 
