@@ -79,6 +79,7 @@ def build_task(config: Config, method: MethodConfig, classes: list[str], earlier
 def stages(config: Config, datasets: Datasets) -> list[Stage]:
     """ "ours", after "plain" where both are to be compared; the same seed gives both the same images in every step."""
     methods = {"ours": replace(config.method, compare_plain=False)}
+    config.method.check(config.data.crop, config.optim.epochs)
     if config.method.compare_plain:
         methods = {"plain": replace(methods["ours"], **PLAIN), **methods}
     return [

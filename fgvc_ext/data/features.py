@@ -124,7 +124,7 @@ class FeatureCache:
             if made == self.file.with_suffix(""):  # the lock is ours; a second handle would let go of it
                 left.unlink(missing_ok=True)
                 continue
-            with open(made.with_suffix(".lock"), "a") as stream, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), open(made.with_suffix(".lock"), "a") as stream:  # another user's stays
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink(missing_ok=True)
 

@@ -162,6 +162,10 @@ class Backbone(nn.Sequential):
 
     # ---------------------------------------------------------------- maps within
 
+    def level_names(self) -> list[str]:
+        """What `levels` can give, from input to output."""
+        return list(self.groups())
+
     def levels(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """The feature maps [N,C,h,w] at the ends of these groups of layers, in the order of `names`.
 

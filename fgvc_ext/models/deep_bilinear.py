@@ -147,7 +147,7 @@ class TeacherNetwork(nn.Module):
             raise ValueError(f"TeacherNetwork: sites: expected some of {', '.join(SITES)}, got {unknown[0]!r}")
         frozen_until, frozen = backbone.frozen_until, backbone.frozen_groups
         self.backbone = backbone.freeze(None).widen(5)
-        self.names = list(backbone.groups())[-3:]
+        self.names = backbone.level_names()[-3:]
         self.has_blocks_within = False
         for stage, site in zip(self.names[-2:], SITES[:2], strict=True):
             if site in sites and stage not in frozen:

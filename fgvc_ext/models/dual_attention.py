@@ -43,9 +43,9 @@ class StudentNetwork(nn.Module):
     def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float = 0.5) -> None:
         super().__init__()
         self.backbone = backbone
-        self.names = list(backbone.groups())[-3:]
+        self.names = backbone.level_names()[-3:]
         if len(self.names) < 3:
-            raise ValueError(f"StudentNetwork: expected a backbone of at least 3 groups of layers, got {self.names}")
+            raise ValueError(f"StudentNetwork: expected a backbone of at least 3 levels, got {self.names}")
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(backbone.channels, num_classes)
 

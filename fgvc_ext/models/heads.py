@@ -28,7 +28,7 @@ def pooling_layer(pooling: Pooling, k: int, *, weighted: bool = False) -> nn.Mod
 def pooled_map(pooling: nn.Module, features: Tensor) -> Tensor:
     """What a `pooling_layer` takes from where, [N,1,h,w]: its sum is the mean of the pooled features."""
     if not isinstance(pooling, GlobalKMaxPool2d):
-        return features.mean(1, keepdim=True) / features[0, 0].numel()
+        return features.mean(1, keepdim=True) / features.shape[2:].numel()
     k, weight = pooling.k, pooling.weight
     values, places = features.flatten(2).sort(dim=2, descending=True, stable=True)
     share = values[..., :k] if weight is None else values[..., :k] * weight

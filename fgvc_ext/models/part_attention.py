@@ -80,7 +80,7 @@ class PartAttentionFilter(nn.Module):
         """What features of this height and width are multiplied by: [N,1,h,w], of a mask [N,1,H,W]."""
         pooled = F.adaptive_avg_pool2d(saliency, (size[0], size[1]))
         if self.learnt is not None:
-            pooled = self.learnt(pooled).sigmoid()
+            pooled = self.learnt(pooled.to(self.learnt.weight.dtype)).sigmoid()
         return self.floor + (1 - self.floor) * pooled
 
     def forward(self, features: Tensor, saliency: Tensor) -> Tensor:

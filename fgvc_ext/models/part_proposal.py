@@ -37,6 +37,13 @@ class AnchorLevel:
     scales: tuple[float, ...] = THIRDS
     ratios: tuple[float, ...] = (2 / 3, 1.0, 3 / 2)
 
+    def __post_init__(self) -> None:
+        if not all(0 < value < math.inf for value in (self.size, *self.scales, *self.ratios)):
+            raise ValueError(
+                f"AnchorLevel: expected a size, scales and ratios above 0, got {self.size}, {self.scales} and "
+                f"{self.ratios}"
+            )
+
     def shapes(self) -> Tensor:
         """Width and height of each anchor, float32 [A,2]."""
         sides = [(self.size * scale, math.sqrt(ratio)) for scale in self.scales for ratio in self.ratios]

@@ -140,6 +140,12 @@ class TimmBackbone(Backbone):
 
     # ---------------------------------------------------------------- maps within
 
+    def level_names(self) -> list[str]:
+        """See `Backbone.level_names`: timm's stages or blocks, and the final norm where it is a group of its own."""
+        model: Any = self.body.model
+        known = [str(info["module"]) for info in model.feature_info]
+        return [*known, *(name for name in list(self.groups())[-1:] if name not in known)]
+
     def levels(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """See `Backbone.levels`. A transformer's blocks may be given by number alone, as "11".
 
@@ -147,7 +153,7 @@ class TimmBackbone(Backbone):
         """
         model: Any = self.body.model
         known = [str(info["module"]) for info in model.feature_info]
-        last = [name for name in list(self.groups())[-1:] if name not in known]
+        last = self.level_names()[len(known) :]
         numbers = {name: known.index(name) for name in names if name in known}
         numbers |= {name: int(name) for name in names if name.isdigit() and int(name) < len(known)}
         if unknown := [name for name in names if name not in numbers and name not in last]:

@@ -130,14 +130,38 @@ class DualAttentionConfig:
     evaluate_parts: bool = False
     """Evaluate also the mean of the student's scores of an image and of its parts, at M more passes."""
 
+    def check(self, crop: int, epochs: int) -> None:
+        """Raise ValueError for what does not fit images of this side, or a training of so many epochs."""
+        if self.use_sppn and self.part_images == "composed" and self.part_size and crop % self.part_size:
+            raise ValueError(
+                f"--method.part-size: expected a divisor of --data.crop {crop}, got {self.part_size}: part images are "
+                "means over whole cells"
+            )
+        if self.use_distill and self.distill_warmup_epochs >= epochs:
+            raise ValueError(
+                f"--method.distill-warmup-epochs: expected fewer than the {epochs} epochs of the training, got "
+                f"{self.distill_warmup_epochs}: the student would learn from the teacher with less than its weight"
+            )
+
     def network(self) -> dict[str, Any]:
         """The arguments of `models.DualAttention` beside backbone and classes.
 
         Raises:
-            ValueError: a switch without those that it needs.
+            ValueError: a switch without those that it needs, or a number out of its range.
         """
         if self.use_distill and not self.use_teacher:
             raise ValueError("--method.use-distill: expected False without --method.use-teacher, got True")
+        if self.distill_mix == "convex" and self.hint_weight > 1:
+            raise ValueError(
+                f"--method.hint-weight: expected at most 1 with --method.distill-mix convex, got {self.hint_weight}"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"--method.temperature: expected above 0, got {self.temperature}")
+        for name, value in (("iou-threshold", self.iou_threshold), ("fg-threshold", self.fg_threshold)):
+            if not value <= 1:
+                raise ValueError(f"--method.{name}: expected at most 1, got {value}")
+        if len(self.anchor_sizes) != 3:
+            raise ValueError(f"--method.anchor-sizes: expected three, one a level, got {self.anchor_sizes}")
         position = None if self.position == "none" else self.position
         return {"position": position, **{name: getattr(self, name) for name in NETWORK}}
 
@@ -178,7 +202,14 @@ class DualAttentionClassification(Classification):
         self.ramp.fill_(min(1.0, epoch / epochs) if epochs else 1.0)
 
     def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
-        """As of every classifier, but for the part proposals, whose rate is lower."""
+        """As of every classifier, but for the part proposals, whose rate is lower.
+
+        Raises:
+            ValueError: a frozen group of layers among the new ones.
+        """
+        frozen = self.network.student.backbone.frozen_groups
+        if shut := [name for name in config.new_layers if name in frozen]:
+            raise ValueError(f"optim.new_layers: {shut[0]} is frozen (model.frozen_until), so it cannot be learnt anew")
         groups = super().param_groups(config)
         if self.network.proposals is None:
             return groups

@@ -133,6 +133,16 @@ def test_a_killed_maker_leaves_nothing_and_no_lock(cache, values):
     assert np.array_equal(cache.read().array, values)
 
 
+def test_what_another_user_left_is_left_alone(cache, values):
+    other = cache.folder / f".features-{'2' * 32}.npy.9.partial"
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    other.touch()
+    (cache.folder / f"features-{'2' * 32}.lock").mkdir()  # it cannot be opened
+    write(cache, values)
+    assert other.exists()
+    assert cache.read() is not None
+
+
 def test_one_process_makes_and_the_other_waits(cache, values):
     def make(number: int) -> None:
         with cache.lock():

@@ -124,9 +124,9 @@ def test_what_it_explains_with_all_of_it(images):
     model = _narrow()
     found = model.explain(images)
     assert list(found.maps) == [
-        *("heat map", "saliency mask", "part attention res4", "part attention res5", "part attention last"),
-        *("student", "teacher"),
-    ]
+        *("student", "heat map", "saliency mask", "teacher"),
+        *("part attention res4", "part attention res5", "part attention last"),
+    ], "the first is the one that a report shows"
     mask = box_union(found.boxes["parts"], (64, 64))
     assert torch.equal(found.maps["saliency mask"], mask)
     torch.testing.assert_close(found.maps["part attention res4"], nn.functional.adaptive_avg_pool2d(mask, 4))
@@ -264,3 +264,12 @@ def test_a_backbone_that_is_no_resnet():
     found = model.explain(torch.randn(1, 3, 64, 64))
     assert found.scores.shape == (1, 3)
     assert list(found.boxes) == ["parts"]
+
+
+@torch.no_grad()
+def test_backbones_of_timm_give_the_levels_that_they_have(images):
+    for name in ("timm/test_efficientnet", "timm/test_resnet", "timm/test_vit"):
+        backbone = build_backbone(name)
+        model = DualAttention(backbone, 4, fpn_channels=8, head_depth=1).eval()
+        assert model.student.names == backbone.level_names()[-3:] == model.teacher.names
+        assert model(images).shape == (len(images), 4)

@@ -45,6 +45,12 @@ def test_the_filter_may_follow_the_convolution():
     torch.testing.assert_close(found, F.conv2d(features * pooled, weight))
 
 
+def test_what_is_at_the_threshold_is_foreground():
+    heat = torch.tensor([0.0, 1 / 3, 2 / 3, 1.0]).view(1, 1, 1, 4)
+    assert foreground(heat, 1.0).mask.flatten().tolist() == [False, False, False, True]
+    assert foreground(heat, float(heat[0, 0, 0, 2])).mask.flatten().tolist() == [False, False, True, True]
+
+
 def test_floor_and_kinds():
     mask, features = torch.zeros(1, 1, 8, 8), torch.ones(1, 2, 4, 4)
     mask[..., :4, :] = 1

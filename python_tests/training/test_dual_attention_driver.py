@@ -27,7 +27,7 @@ TINY = [
     *("--data.classes", "4", "--data.train-per-class", "6", "--data.test-per-class", "4", "--data.image-size", "48"),
     *("--data.resize", "48", "--data.crop", "40", "--optim.epochs", "2", "--optim.batch-size", "8"),
     *("--optim.warmup-epochs", "0", "--engine.workers", "0", "--engine.device", "cpu", "--optim.lr", "0.005"),
-    *("--method.fpn-channels", "8", "--method.head-depth", "1"),
+    *("--method.fpn-channels", "8", "--method.head-depth", "1", "--method.distill-warmup-epochs", "1"),
 ]
 OURS = ["--report", "False", "--method.compare-plain", "False"]
 
@@ -143,6 +143,14 @@ def test_plain_is_the_network_without_any_part(driver):
             "use_teacher: expected False without use_lhm",
         ),
         (["--method.paf-floor", "2"], "a floor from 0 to 1"),
+        (["--method.part-size", "15"], "--method.part-size: expected a divisor of --data.crop 40, got 15"),
+        (["--method.distill-warmup-epochs", "2"], "expected fewer than the 2 epochs of the training, got 2"),
+        (["--method.distill-mix", "convex", "--method.hint-weight", "3"], "expected at most 1 with"),
+        (["--method.temperature", "0"], "--method.temperature: expected above 0, got 0"),
+        (["--method.fg-threshold", "2"], "--method.fg-threshold: expected at most 1, got 2"),
+        (["--method.anchor-sizes", "48", "96"], "--method.anchor-sizes: expected three"),
+        (["--method.anchor-sizes", "-48", "96", "192"], "AnchorLevel: expected a size, scales and ratios above 0"),
+        (["--model.frozen-until", "layer4", "--optim.new-layers", "layer4"], "layer4 is frozen"),
     ],
 )
 def test_errors_are_one_line(words, message, driver, tmp_path, capsys):

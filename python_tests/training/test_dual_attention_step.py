@@ -221,6 +221,7 @@ def test_the_smallest_area_and_the_blur_shrink_with_the_image(monkeypatch):
 
 
 def test_every_setting_reaches_the_network_and_the_losses(monkeypatch):
+    from fgvc_ext.models import dual_attention as models
     from fgvc_ext.training import dual_attention
 
     given = {
@@ -254,12 +255,29 @@ def test_every_setting_reaches_the_network_and_the_losses(monkeypatch):
     assert {name: settings[name] for name in given} == named
     assert (settings["position"], DualAttentionConfig(position="none").network()["position"]) == ("upstream", None)
 
+    built = DualAttention(small_bottlenecks(), 5, **{**method.network(), "use_bilinear": True})
+    assert {block.attention.floor for block in built.teacher.blocks().values()} == {0.2}
+    code = built.teacher.blocks()["res5"].bilinear.position
+    formula = DualAttention(small_bottlenecks(), 5).teacher.blocks()["res5"].bilinear.position
+    none = DualAttention(small_bottlenecks(), 5, position=None).teacher.blocks()["res5"].bilinear.position
+    assert not torch.equal(code, formula) or code.unique().numel() < formula.numel()
+    assert none is None
+
+    composed, real_parts = {}, models.compose_parts
+    monkeypatch.setattr(models, "compose_parts", lambda *a, **o: composed.update(o) or real_parts(*a, **o))
+    asked = {"noise_mode": "replace", "noise_std": 0.5, "part_size": 48, "seed": None}
+    _task(noise_mode="replace", noise_std=0.5, part_size=48).network.part_images(_batch()["image"], torch.ones(4, 1, 4))
+    assert {name: composed[name] for name in asked} == asked
+
     boxes = {"iou_weight": 0.5, "detach_denominator": True, "area_mode": "hinge"}
     seen, real = {}, dual_attention.part_box_losses
     monkeypatch.setattr(dual_attention, "part_box_losses", lambda *a, **o: seen.update(o) or real(*a, **o))
     half, whole = _parts(_task(**boxes, area_weight=0.5)), _parts(_task(**boxes))
     assert {name: seen[name] for name in boxes} == boxes
     torch.testing.assert_close(half["area"], 0.5 * whole["area"])
+    alone = {"use_teacher": False, "use_distill": False}
+    losses = [_task(**alone, student_weight=weight).step(_batch())["loss"] for weight in (1.0, 0.5)]
+    torch.testing.assert_close(losses[1], 0.5 * losses[0])
 
 
 def test_the_defaults_are_the_specifications():
@@ -435,6 +453,9 @@ def test_evaluation_counts_every_score():
     right = {"": found["fused"], "student_": found["student"], "teacher_": found["teacher"], "mean_": mean}
     for name, scores in {**right, "parts_": with_parts}.items():
         assert sums[f"{name}correct"] == (scores.argmax(1) == batch["label"]).sum(), name
+    answers = task._answers(batch["image"], batch)  # the scores themselves: few samples have the same best class anyway
+    torch.testing.assert_close(answers["mean"], mean / 2)
+    torch.testing.assert_close(answers["parts"], with_parts / 2)
     assert sums["confusion"].sum() == 8
     measures = task.measures(sums)
     assert next(iter(measures)) == "accuracy"
