@@ -66,12 +66,12 @@ struct PositionBlocks {
     const int64_t values =
         layout.channels + input.responses() + (other.channels > result.channels ? other : result).channels;
     const int64_t fit = kBlockValues / values / 16 * 16;
-    at_once = fit < 16 ? 16 : fit > 64 ? 64 : fit;
+    at_once = fit < 16 ? 16 : fit > 128 ? 128 : fit;
     per_line = ceil_divide(length, at_once);
   }
   FGVC_HOST_DEVICE int64_t count() const { return samples * lines * per_line; }
 
-  static constexpr int64_t kBlockValues = int64_t{1} << 17;
+  static constexpr int64_t kBlockValues = int64_t{1} << 18;
 };
 
 inline FGVC_HOST_DEVICE PositionBlocks blocks_of(const GroupBilinear& op) {

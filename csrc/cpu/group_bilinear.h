@@ -45,6 +45,17 @@ FGVC_INLINE const Accumulation<T>* block_rows(const void* data, const Layout4& l
                    pitch);
 }
 
+// Asks for the memory of a block, which lies in as many pieces as there are channels: too short ones for the processor
+// to foresee.
+template <class T, bool Written>
+FGVC_INLINE void ask_for(const void* data, const Layout4& layout, const PositionBlock& block) {
+  if (!layout.map_is_contiguous()) return;
+  const char* piece = reinterpret_cast<const char*>(static_cast<const T*>(data) + block.offset(layout));
+  const int64_t bytes = block.count * static_cast<int64_t>(sizeof(T));
+  for (int64_t channel = 0; channel < layout.channels; ++channel, piece += layout.stride[1] * sizeof(T))
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(piece + at, Written, 2);
+}
+
 // a = features + position, [C][pitch].
 template <class T>
 FGVC_INLINE void read_features(const GroupBilinearInput& input, const PositionBlock& block, Accumulation<T>* values,
@@ -162,6 +173,8 @@ FGVC_INLINE void pool_blocks(const GroupBilinear& op, int64_t begin, int64_t end
     const PositionBlock block = PositionBlock::at(blocks, number);
     const int64_t pitch = row_pitch(block.count);
     read_features<T>(input, block, values, pitch);
+    ask_for<T, true>(op.output, op.output_layout, block);
+    if (number + 1 < end) ask_for<T, false>(input.features, input.layout, PositionBlock::at(blocks, number + 1));
     compute_responses(input, values, pitch, responses);
     if (!same)
       for_each_output<Value>(resize, [&](int64_t j, int64_t x, Value above) {
@@ -229,6 +242,12 @@ FGVC_INLINE void gradient_blocks(const GroupBilinearBackward& op, int64_t begin,
     const int64_t pitch = row_pitch(block.count);
     read_features<T>(input, block, values, pitch);
     read_gradient<T>(op, block, rows, gradient, pitch);
+    ask_for<T, true>(op.grad_features, op.grad_features_layout, block);
+    if (number + 1 < end) {
+      const PositionBlock next = PositionBlock::at(blocks, number + 1);
+      ask_for<T, false>(input.features, input.layout, next);
+      ask_for<T, false>(op.grad, op.grad_layout, next);
+    }
     compute_slopes(input, values, pitch, gradient);
     multiply_by_slopes(input, values, gradient, pitch, rows);
     write_tile_rows(rows, pitch, block.of(op.grad_features_layout), Tile{0, 0, channels},

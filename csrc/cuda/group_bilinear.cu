@@ -48,8 +48,10 @@ void pool(const Launcher& on, const GroupBilinear& op) {
     with_positions<T>(is_aligned<T>(input.features, layout) && is_aligned<T>(op.output, output), [&](auto elements) {
       const int64_t pieces = pieces_of(layout, elements()), p = input.per_group;
       const int64_t windows = ceil_divide(p, kWindowRows) * ceil_divide(p, kWindowColumns<elements()>);
+      const size_t shared =
+          kWindowWarps * kWindowRows * kWindowColumns<elements()> * kWarp * elements() * sizeof(Value);
       on.launch(pool_positions<T, elements(), Index>,
-                Blocks(layout.samples * pieces, ceil_divide(windows, kWindowWarps)), kWindowThreads, 0, op, maps,
+                Blocks(layout.samples * pieces, ceil_divide(windows, kWindowWarps)), kWindowThreads, shared, op, maps,
                 outputs, resize, Divisor<uint32_t>(pieces));
     });
   });

@@ -62,6 +62,29 @@ struct Values {
   Value at[Elements];
 };
 
+// Values of a warp's window in shared memory; each lane reads what it has written itself.
+template <class Value, int Elements>
+class LaneMemory {
+ public:
+  static constexpr unsigned kWidth = kWarp * Elements;
+
+  // The lane's part of an array of entries that begins at `first`.
+  __device__ explicit LaneMemory(const Shared<Value>& first) : mine_(first.from(threadIdx.x % kWarp * Elements)) {}
+  __device__ __forceinline__ void put(unsigned entry, const Values<Value, Elements>& values) const {
+#pragma unroll
+    for (int e = 0; e < Elements; ++e) mine_[entry * kWidth + e] = values.at[e];
+  }
+  __device__ __forceinline__ Values<Value, Elements> get(unsigned entry) const {
+    Values<Value, Elements> values;
+#pragma unroll
+    for (int e = 0; e < Elements; ++e) values.at[e] = mine_[entry * kWidth + e];
+    return values;
+  }
+
+ private:
+  Shared<Value> mine_;
+};
+
 // The channels of one sample at a lane's positions.
 template <class T, int Elements, class Index>
 struct BilinearReader {
@@ -93,14 +116,11 @@ struct BilinearReader {
     return values;
   }
 
-  // T of a window from (row, column) on; beyond T's sides, repeated.
+  // T of a window from (row, column) on; beyond T's sides, repeated. Its rows are put `pitch` entries apart.
   template <int Columns>
-  __device__ __forceinline__ void window(uint32_t row, uint32_t column,
-                                         Values<Value, Elements> (&result)[kWindowRows][Columns]) const {
-#pragma unroll
-    for (int r = 0; r < kWindowRows; ++r)
-#pragma unroll
-      for (int c = 0; c < Columns; ++c) result[r][c] = {};
+  __device__ __forceinline__ void window(uint32_t row, uint32_t column, const LaneMemory<Value, Elements>& result,
+                                         unsigned pitch) const {
+    Lane sums[kWindowRows][Columns] = {};
     for (uint32_t group = 0; group < groups; ++group) {
       Lane rows[kWindowRows], columns[Columns];
 #pragma unroll
@@ -112,14 +132,17 @@ struct BilinearReader {
 #pragma unroll
         for (int c = 0; c < Columns; ++c)
 #pragma unroll
-          for (int e = 0; e < Elements; ++e) result[r][c].at[e] += rows[r].at[e] * columns[c].at[e];
+          for (int e = 0; e < Elements; ++e) sums[r][c].at[e] += rows[r].at[e] * columns[c].at[e];
     }
 #pragma unroll
     for (int r = 0; r < kWindowRows; ++r)
 #pragma unroll
-      for (int c = 0; c < Columns; ++c)
-#pragma unroll
-        for (int e = 0; e < Elements; ++e) result[r][c].at[e] = tanh(result[r][c].at[e] * scale);
+      for (int c = 0; c < Columns; ++c) result.put(r * pitch + c, sums[r][c]);
+#pragma unroll 1
+    for (unsigned entry = 0; entry < kWindowRows * Columns; ++entry) {
+      const unsigned at = entry / Columns * pitch + entry % Columns;
+      result.put(at, saturated(result.get(at)));
+    }
   }
 
   // T at one place.
@@ -131,6 +154,11 @@ struct BilinearReader {
 #pragma unroll
       for (int e = 0; e < Elements; ++e) sum.at[e] += a.at[e] * b.at[e];
     }
+    return saturated(sum);
+  }
+
+ private:
+  __device__ __forceinline__ Lane saturated(Lane sum) const {
 #pragma unroll
     for (int e = 0; e < Elements; ++e) sum.at[e] = tanh(sum.at[e] * scale);
     return sum;
@@ -154,55 +182,58 @@ struct LanePositions {
 
 // --- positions side by side, or of any strides ---
 
+template <class T, int Elements>
+__device__ __forceinline__ Chunk<T, Elements> narrow(const Values<Accumulation<T>, Elements>& values) {
+  Chunk<T, Elements> chunk;
+#pragma unroll
+  for (int e = 0; e < Elements; ++e) chunk.element[e] = narrow<T>(values.at[e]);
+  return chunk;
+}
+
 template <class T, int Elements, class Index>
 __global__ void __launch_bounds__(kWindowThreads)
     pool_positions(GroupBilinear op, Maps<Index> maps, Maps<Index> outputs, DeviceResize resize,
                    Divisor<uint32_t> pieces) {
   using Value = Accumulation<T>;
-  constexpr int kColumns = kWindowColumns<Elements>;
+  constexpr int kColumns = kWindowColumns<Elements>, kEntries = kWindowRows * kColumns;
   const LanePositions<Elements, Index> lane(pieces, maps.positions);
   if (!lane.taken) return;
   const BilinearReader<T, Elements, Index> read(op.input, maps, lane.sample, lane.position);
-  const uint32_t p = read.per_group, across = (p + kColumns - 1) / kColumns;
+  const uint32_t p = read.per_group, across = (p + kColumns - 1) / kColumns, warp = threadIdx.x / kWarp;
   const uint32_t windows = (p + kWindowRows - 1) / kWindowRows * across;
+  const LaneMemory<Value, Elements> t(Shared<Value>::at(warp * kEntries * kWarp * Elements * sizeof(Value)));
   const auto output = Global<T>(op.output).from(lane.sample * outputs.sample_stride);
-  for (uint32_t number = blockIdx.y * kWindowWarps + threadIdx.x / kWarp; number < windows;
-       number += gridDim.y * kWindowWarps) {
+  for (uint32_t number = blockIdx.y * kWindowWarps + warp; number < windows; number += gridDim.y * kWindowWarps) {
     const uint32_t row = number / across * kWindowRows, column = (number - number / across * across) * kColumns;
-    Values<Value, Elements> t[kWindowRows][kColumns];
-    read.template window<kColumns>(row, column, t);
+    read.template window<kColumns>(row, column, t, kColumns);
+#pragma unroll 1
+    for (uint32_t entry = 0; entry < kEntries; ++entry) {
+      const uint32_t i = row + entry / kColumns, k = column + entry % kColumns, x = i * p + k;
+      if (i >= p || k >= p) continue;
+      const bool inside = entry % kColumns + 1 < kColumns && k + 1 < p;
+#pragma unroll 1
+      for (uint32_t j = resize.first_output(x), end = resize.first_output(x + 1); j < end; ++j) {
+        Values<Value, Elements> value = t.get(entry);
+        Value above = 0;
+        if (!resize.keeps()) resize.lower(j, above);
+        if (above != 0) {
+          const auto next = inside ? t.get(entry + 1) : read.response(x + 1);
 #pragma unroll
-    for (int r = 0; r < kWindowRows; ++r)
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const uint32_t i = row + r, k = column + c, x = i * p + k;
-        if (i >= p || k >= p) continue;
-        for (uint32_t j = resize.first_output(x); j < resize.first_output(x + 1); ++j) {
-          Values<Value, Elements> value = t[r][c];
-          Value above = 0;
-          if (!resize.keeps()) resize.lower(j, above);
-          if (above != 0) {
-            const bool inside = c + 1 < kColumns && k + 1 < p;
-            const auto next = inside ? t[r][c + 1 < kColumns ? c + 1 : c] : read.response(x + 1);
-#pragma unroll
-            for (int e = 0; e < Elements; ++e) value.at[e] = value.at[e] * (1 - above) + next.at[e] * above;
-          }
-          Chunk<T, Elements> chunk;
-#pragma unroll
-          for (int e = 0; e < Elements; ++e) chunk.element[e] = narrow<T>(value.at[e]);
-          outputs.template store<Elements>(output.from(j * outputs.channel_stride), lane.position, chunk);
+          for (int e = 0; e < Elements; ++e) value.at[e] = value.at[e] * (1 - above) + next.at[e] * above;
         }
+        outputs.template store<Elements>(output.from(j * outputs.channel_stride), lane.position,
+                                         narrow<T, Elements>(value));
       }
+    }
   }
 }
 
-// D at place x of T: what the outputs on both sides of it give.
+// Adds D at place x of T: what the outputs on both sides of it give.
 template <class T, int Elements, class Index>
-__device__ Values<Accumulation<T>, Elements> response_gradient(const Global<const T>& grad, const Maps<Index>& maps,
-                                                               uint32_t position, const DeviceResize& resize,
-                                                               uint32_t x) {
+__device__ __forceinline__ void add_response_gradient(const Global<const T>& grad, const Maps<Index>& maps,
+                                                      uint32_t position, const DeviceResize& resize, uint32_t x,
+                                                      Values<Accumulation<T>, Elements>& total) {
   using Value = Accumulation<T>;
-  Values<Value, Elements> total = {};
   const uint32_t first = resize.keeps() || x == 0 ? resize.first_output(x) : resize.first_output(x - 1);
   for (uint32_t j = first; j < resize.first_output(x + 1); ++j) {
     Value share = 1;
@@ -215,7 +246,6 @@ __device__ Values<Accumulation<T>, Elements> response_gradient(const Global<cons
 #pragma unroll
     for (int e = 0; e < Elements; ++e) total.at[e] += widen(chunk.element[e]) * share;
   }
-  return total;
 }
 
 // The gradient of four rows of some groups, which a block adds up. S of these rows is computed some columns at a time.
@@ -225,9 +255,10 @@ __device__ void gradient_of_rows(const GroupBilinearBackward& op, const Maps<Ind
                                  const Maps<Index>& outputs, const DeviceResize& resize,
                                  const LanePositions<Elements, Index>& lane, uint32_t row, uint32_t group) {
   using Value = Accumulation<T>;
-  constexpr unsigned kWidth = kWarp * Elements;
-  const auto slopes = dynamic_shared<Value>();  // [kWindowRows][kSlopeColumns][kWidth]
-  const unsigned first_element = threadIdx.x % kWarp * Elements, warp = threadIdx.x / kWarp;
+  const unsigned warp = threadIdx.x / kWarp;
+  const auto memory = Shared<Value>::at(0);
+  const LaneMemory<Value, Elements> slopes(memory);  // [kWindowRows][kSlopeColumns]
+  const LaneMemory<Value, Elements> of_warp(memory.from(warp * kGradientColumns * kWarp * Elements));
   const BilinearReader<T, Elements, Index> read(op.input, maps, lane.sample, lane.position);
   const auto grad = Global<const T>(op.grad).from(lane.sample * grads.sample_stride);
   const uint32_t p = read.per_group, first_group = group + warp * kGroupsPerWarp;
@@ -236,21 +267,21 @@ __device__ void gradient_of_rows(const GroupBilinearBackward& op, const Maps<Ind
     __syncthreads();  // the last columns' S has been read
     const uint32_t column = done + warp * kGradientColumns;
     if (lane.taken && column < p) {
-      Values<Value, Elements> t[kWindowRows][kGradientColumns];
-      read.template window<kGradientColumns>(row, column, t);
+      read.template window<kGradientColumns>(row, column, of_warp, kSlopeColumns);
+#pragma unroll 1
+      for (unsigned entry = 0; entry < kWindowRows * kGradientColumns; ++entry) {
+        const uint32_t r = entry / kGradientColumns, c = entry % kGradientColumns, i = row + r, k = column + c;
+        if (i >= p || k >= p) continue;
+        Values<Value, Elements> total = {};
+#pragma unroll 1
+        for (int side = 0; side < 2; ++side)
+          add_response_gradient<T, Elements>(grad, grads, lane.position, resize, side == 0 ? i * p + k : k * p + i,
+                                             total);
+        Values<Value, Elements> slope = of_warp.get(r * kSlopeColumns + c);
 #pragma unroll
-      for (int r = 0; r < kWindowRows; ++r)
-#pragma unroll
-        for (int c = 0; c < kGradientColumns; ++c) {
-          const uint32_t i = row + r, k = column + c;
-          if (i >= p || k >= p) continue;
-          const auto one = response_gradient<T, Elements>(grad, grads, lane.position, resize, i * p + k);
-          const auto other = response_gradient<T, Elements>(grad, grads, lane.position, resize, k * p + i);
-          const unsigned to = (r * kSlopeColumns + warp * kGradientColumns + c) * kWidth + first_element;
-#pragma unroll
-          for (int e = 0; e < Elements; ++e)
-            slopes[to + e] = (one.at[e] + other.at[e]) * (1 - t[r][c].at[e] * t[r][c].at[e]) * read.scale;
-        }
+        for (int e = 0; e < Elements; ++e) slope.at[e] = total.at[e] * (1 - slope.at[e] * slope.at[e]) * read.scale;
+        of_warp.put(r * kSlopeColumns + c, slope);
+      }
     }
     __syncthreads();
     if (!lane.taken) continue;
@@ -259,9 +290,7 @@ __device__ void gradient_of_rows(const GroupBilinearBackward& op, const Maps<Ind
       Values<Value, Elements> s[kWindowRows];
 #pragma unroll
       for (int r = 0; r < kWindowRows; ++r)
-#pragma unroll
-        for (int e = 0; e < Elements; ++e)
-          s[r].at[e] = row + r < p ? slopes[(r * kSlopeColumns + k) * kWidth + first_element + e] : Value(0);
+        s[r] = row + r < p ? slopes.get(r * kSlopeColumns + k) : Values<Value, Elements>{};
 #pragma unroll
       for (int g = 0; g < kGroupsPerWarp; ++g) {
         if (first_group + g >= read.groups) continue;
@@ -280,11 +309,9 @@ __device__ void gradient_of_rows(const GroupBilinearBackward& op, const Maps<Ind
 #pragma unroll
     for (int r = 0; r < kWindowRows; ++r) {
       if (first_group + g >= read.groups || row + r >= p) continue;
-      Chunk<T, Elements> chunk;
-#pragma unroll
-      for (int e = 0; e < Elements; ++e) chunk.element[e] = narrow<T>(sums[g][r].at[e]);
       const Index channel = (first_group + g) * p + row + r;
-      outputs.template store<Elements>(output.from(channel * outputs.channel_stride), lane.position, chunk);
+      outputs.template store<Elements>(output.from(channel * outputs.channel_stride), lane.position,
+                                       narrow<T, Elements>(sums[g][r]));
     }
 }
 

@@ -14,9 +14,11 @@ void by_position(const GroupBilinear& forward, const GroupBilinearBackward& back
   const DeviceResize resize(forward.resize);
   const unsigned pieces = blocks_for(layout.positions(), kWarp * Elements), p = forward.input.per_group;
   const unsigned windows = blocks_for(p, kWindowRows) * blocks_for(p, kWindowColumns<Elements>);
+  const size_t shared =
+      kWindowWarps * kWindowRows * kWindowColumns<Elements> * kWarp * Elements * sizeof(Accumulation<T>);
   const unsigned pieces_of_all = pieces * layout.samples;
-  launch(pool_positions<T, Elements, Index>, dim3(pieces_of_all, blocks_for(windows, kWindowWarps)), kWindowThreads, 0,
-         nullptr, forward, maps, outputs, resize, Divisor<uint32_t>(pieces));
+  launch(pool_positions<T, Elements, Index>, dim3(pieces_of_all, blocks_for(windows, kWindowWarps)), kWindowThreads,
+         shared, nullptr, forward, maps, outputs, resize, Divisor<uint32_t>(pieces));
   const unsigned blocks = blocks_for(p, kWindowRows) * blocks_for(forward.input.groups, kGroupsPerBlock);
   launch(gradient_of_positions<T, Elements, Index>, dim3(pieces_of_all, blocks), kWindowThreads,
          kSlopes * kWarp * Elements * sizeof(Accumulation<T>), nullptr, backward, maps, outputs, maps, resize,

@@ -125,11 +125,11 @@ MUTANTS = [
     *of(
         "csrc/cuda/group_bilinear.cuh",
         Mutant("cuda-bilinear-code", "code ? widen(chunk.element[e]) + shift", "code ? widen(chunk.element[e])"),
-        Mutant("cuda-bilinear-row-end", "c + 1 < kColumns && k + 1 < p;", "c + 1 < kColumns;"),
+        Mutant("cuda-bilinear-row-end", "kColumns + 1 < kColumns && k + 1 < p;", "kColumns + 1 < kColumns;"),
         Mutant("cuda-bilinear-barrier", "__syncthreads();  // the last columns' S has been read", ""),
         Mutant("cuda-bilinear-share", "if (lower == x) share = 1 - share;", ""),
         Mutant("cuda-bilinear-groups", "group * kGroupsPerBlock);", "0);"),
-        Mutant("cuda-bilinear-transposed", "one.at[e] + other.at[e]", "2 * one.at[e]"),
+        Mutant("cuda-bilinear-transposed", "side == 0 ? i * p + k : k * p + i", "i * p + k"),
         tests=(*CUDA, "-k", "group_bilinear"),
     ),
     *of(

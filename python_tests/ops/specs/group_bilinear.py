@@ -41,7 +41,7 @@ def sample(name: str, features: Tensor, groups: int, position: Tensor | None = N
 
 
 def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list[Sample]:
-    """The CPU kernel takes 16 to 64 positions at a time and squares of 4 × 4 products."""
+    """The CPU kernel takes 16 to 128 positions at a time and squares of 4 × 4 products."""
 
     def laid_out(name: str, features: Tensor, groups: int, coded: bool = False, **options: Any) -> Sample:
         position = random(features.shape[1], dtype=wide(dtype), device=device, seed=1) if coded else None
