@@ -156,7 +156,8 @@ def compare(spec: Spec, benchmark: Benchmark, sample: Sample) -> None:
     ours = results(spec.function(**sample.tensors, **options))
     theirs = results(plain(**sample.tensors, **options)).values()  # a plain tuple has no names
     for name, other in zip(ours, theirs, strict=False):
-        torch.testing.assert_close(ours[name], other, check_dtype=False)
+        # Not closer than plain PyTorch itself is: what is wrong is more than this.
+        torch.testing.assert_close(ours[name], other, check_dtype=False, rtol=1e-4, atol=1e-4)
 
 
 def reference_of(spec: Spec) -> Function:

@@ -68,7 +68,10 @@ def test_a_contender_with_other_results_is_refused(spec: Spec, modules: dict[str
     cases.compare(spec, spec.benchmark, sample)
 
     def halved(value: Any) -> Any:
-        return value / 2 if isinstance(value, torch.Tensor) else type(value)(*(one / 2 for one in value))
+        if isinstance(value, torch.Tensor):
+            return value / 2
+        halves = [one / 2 for one in value]
+        return tuple(halves) if type(value) is tuple else type(value)(*halves)
 
     wrong = replace(spec, function=lambda **arguments: halved(spec.function(**arguments)))
     if spec.benchmark.comparable_options is None:

@@ -146,6 +146,7 @@ MUTANTS = [
     ),
     *of(
         "csrc/common/layout.h",
+        Mutant("layout-evenly-spaced", "stride[2] == width * stride[3]", "stride[2] >= width"),
         Mutant("layout-rows-contiguous", "(stride[2] == width || height == 1)", "true"),
         Mutant(
             "layout-offset", "sample * stride[0] + channel * stride[1]", "sample * stride[0] + channel * height * width"

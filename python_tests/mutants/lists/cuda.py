@@ -24,11 +24,6 @@ MUTANTS = [
     *of(
         "csrc/cuda/index.cuh",
         Mutant("cuda-divisor", "- divisor_) / divisor_ + 1);", "- divisor_) / divisor_);"),
-        Mutant(
-            "cuda-evenly-spaced",
-            "layout.stride[2] == layout.width * layout.stride[3]",
-            "layout.stride[2] >= layout.width",
-        ),
         Mutant("cuda-last-group-of-channels", "all - channel < 32 ?", "all - channel < 31 ?"),
         tests=ALL,
     ),
