@@ -79,8 +79,8 @@ PATHS = [
     Path14("attention map, channels_last, bfloat16", "weigh_channelsI13__nv_bfloat16j", 32, WEIGH_CHANNELS),
     Path14("its backward, float32", "16gradient_of_mapsIfLi4Ej", 1, GRADIENT),
     Path14("its backward, bfloat16", "16gradient_of_mapsI13__nv_bfloat16Li4Ej", 1, GRADIENT),
-    Path14("its backward, channels_last, float32", "gradient_of_channelsIfj", 4, GRADIENT_CHANNELS),
-    Path14("its backward, channels_last, bfloat16", "gradient_of_channelsI13__nv_bfloat16j", 4, GRADIENT_CHANNELS),
+    Path14("its backward, channels_last, float32", "20gradient_of_channelsIfj", 4, GRADIENT_CHANNELS),
+    Path14("its backward, channels_last, bfloat16", "20gradient_of_channelsI13__nv_bfloat16j", 4, GRADIENT_CHANNELS),
 ]
 
 

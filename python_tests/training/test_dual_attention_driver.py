@@ -28,6 +28,7 @@ TINY = [
     *("--data.resize", "48", "--data.crop", "40", "--optim.epochs", "2", "--optim.batch-size", "8"),
     *("--optim.warmup-epochs", "0", "--engine.workers", "0", "--engine.device", "cpu", "--optim.lr", "0.005"),
     *("--method.fpn-channels", "8", "--method.head-depth", "1", "--method.distill-warmup-epochs", "1"),
+    *("--method.part-size", "20"),
 ]
 OURS = ["--report", "False", "--method.compare-plain", "False"]
 
