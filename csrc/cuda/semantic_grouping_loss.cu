@@ -81,14 +81,14 @@ void find_gradient(const Launcher& on, const GroupingGradient& op) {
     using Index = decltype(index);
     const Maps<Index> outputs(output);
     if (channels_are_interleaved(directions) && channels_are_interleaved(output)) {
-      on.launch(grouping_gradient_of_channels<T, Index>, ChannelGroups<Index>::blocks(directions), kGroupingThreads, 0,
-                op, ChannelGroups<Index>(directions), outputs);
+      on.launch(grouping_channel_gradients<T, Index>, ChannelGroups<Index>::blocks(directions), kGroupingThreads, 0, op,
+                ChannelGroups<Index>(directions), outputs);
       return;
     }
     const bool aligned = is_aligned<Value>(op.directions, directions) && is_aligned<Value>(op.products, directions) &&
                          is_aligned<T>(op.grad_features, output);
     with_chunks<T>(aligned, [&](auto elements) {
-      on.launch(grouping_gradient_of_maps<T, elements(), Index>, ceil_divide(output.maps(), kWarpsPerBlock),
+      on.launch(grouping_map_gradients<T, elements(), Index>, ceil_divide(output.maps(), kWarpsPerBlock),
                 kGroupingThreads, 0, op, Maps<Index>(directions), outputs);
     });
   });

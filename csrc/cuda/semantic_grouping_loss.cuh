@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kGroupingThreads)
 
 template <class T, int Elements, class Index>
 __global__ void __launch_bounds__(kGroupingThreads)
-    grouping_gradient_of_maps(GroupingGradient op, Maps<Index> directions, Maps<Index> outputs) {
+    grouping_map_gradients(GroupingGradient op, Maps<Index> directions, Maps<Index> outputs) {
   using Value = Accumulation<T>;
   const Index map = Index{blockIdx.x} * kWarpsPerBlock + warp_index();
   if (map >= directions.count) return;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kGroupingThreads)
 
 template <class T, class Index>
 __global__ void __launch_bounds__(kGroupingThreads)
-    grouping_gradient_of_channels(GroupingGradient op, ChannelGroups<Index> groups, Maps<Index> outputs) {
+    grouping_channel_gradients(GroupingGradient op, ChannelGroups<Index> groups, Maps<Index> outputs) {
   using Value = Accumulation<T>;
   const ChannelGroup<Index> group(groups, blockIdx.x);
   const Maps<Index>& directions = groups.maps;

@@ -1,5 +1,7 @@
 """What is said of the semantic grouping loss, beyond every operator's contract."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -122,12 +124,13 @@ def test_it_is_not_additive_over_samples() -> None:
     assert (ops.semantic_grouping_loss(features, 2) - sum(parts) / 2).abs() > 1e-4
 
 
+@pytest.mark.parametrize("function", [ops.semantic_grouping_loss, reference.semantic_grouping_loss])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_what_has_no_direction_gives_nan(bad: float) -> None:
+def test_what_has_no_direction_gives_nan(bad: float, function: Callable[[Tensor, int], Tensor]) -> None:
     features = torch.rand(2, 6, 3, 3)
     features[1, 4, 0, 2] = bad
     features.requires_grad_()
-    loss = ops.semantic_grouping_loss(features, 2)
+    loss = function(features, 2)
     loss.backward()
     assert loss.isnan()
     assert features.grad.isnan().any()

@@ -12,8 +12,7 @@ void by_map(const GroupingDirections& forward, const GroupingGradient& backward)
   const unsigned blocks = blocks_for(forward.layout.maps(), kWarpsPerBlock);
   const Maps<Index> maps(forward.layout), directions(forward.directions_layout);
   launch(directions_of_maps<T, Elements, Index>, blocks, kGroupingThreads, 0, nullptr, forward, maps, directions);
-  launch(grouping_gradient_of_maps<T, Elements, Index>, blocks, kGroupingThreads, 0, nullptr, backward, directions,
-         maps);
+  launch(grouping_map_gradients<T, Elements, Index>, blocks, kGroupingThreads, 0, nullptr, backward, directions, maps);
 }
 template <class T, class Index>
 void by_channel(const GroupingDirections& forward, const GroupingGradient& backward) {
@@ -21,7 +20,7 @@ void by_channel(const GroupingDirections& forward, const GroupingGradient& backw
   const auto blocks = static_cast<unsigned>(ChannelGroups<Index>::blocks(forward.layout));
   launch(directions_of_channels<T, Index>, blocks, kGroupingThreads, 0, nullptr, forward, groups,
          Maps<Index>(forward.directions_layout));
-  launch(grouping_gradient_of_channels<T, Index>, blocks, kGroupingThreads, 0, nullptr, backward, of_directions,
+  launch(grouping_channel_gradients<T, Index>, blocks, kGroupingThreads, 0, nullptr, backward, of_directions,
          Maps<Index>(forward.layout));
 }
 
