@@ -22,6 +22,8 @@ from fgvc_ext.models import Combined, Ensemble, build_backbone, load
 from fgvc_ext.training import EngineConfig, EnsembleAccuracy
 from fgvc_ext.training.features import cached_evaluations
 
+pytestmark = pytest.mark.xdist_group("combined driver")  # one worker, which makes what they share once
+
 FILE = drivers_folder() / "combined.py"
 TINY = [
     *("--data.classes", "4", "--data.train-per-class", "6", "--data.test-per-class", "4", "--data.image-size", "48"),

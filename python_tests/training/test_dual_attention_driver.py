@@ -22,6 +22,8 @@ from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import evaluation_samples, load_datasets
 from fgvc_ext.models import DualAttention, load
 
+pytestmark = pytest.mark.xdist_group("dual attention driver")  # one worker, which makes what they share once
+
 FILE = drivers_folder() / "dual_attention.py"
 TINY = [
     *("--data.classes", "4", "--data.train-per-class", "6", "--data.test-per-class", "4", "--data.image-size", "48"),

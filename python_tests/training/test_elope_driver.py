@@ -23,6 +23,8 @@ from fgvc_ext.training import EngineConfig, Result
 from fgvc_ext.training.sampling import EpochBatches, training_loader
 from fgvc_ext.training.step import TrainingStep
 
+pytestmark = pytest.mark.xdist_group("elope driver")  # one worker, which makes what they share once
+
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 

@@ -24,6 +24,8 @@ from fgvc_ext.data.pipeline import evaluation_samples, load_datasets
 from fgvc_ext.models import Ensemble, KnowledgeTransfer, load, save
 from fgvc_ext.training import Classification, Result, RunFolder, run_stages
 
+pytestmark = pytest.mark.xdist_group("knowledge transfer driver")  # one worker, which makes what they share once
+
 FILE = drivers_folder() / "knowledge_transfer.py"
 TINY = [
     *("--data.classes", "4", "--data.train-per-class", "6", "--data.test-per-class", "4", "--data.image-size", "48"),

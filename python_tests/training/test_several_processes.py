@@ -18,6 +18,8 @@ from fgvc_ext.training import Classification, EngineConfig, OptimConfig, Stage, 
 from fgvc_ext.training.checkpoints import Checkpoints
 from fgvc_ext.training.trainer import Trainer
 
+pytestmark = pytest.mark.xdist_group("several processes")  # one worker, which makes what they share once
+
 RANKS = (2, 3)
 
 

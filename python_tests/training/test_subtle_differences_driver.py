@@ -22,6 +22,8 @@ from fgvc_ext.models import SubtleDifferences, load
 from fgvc_ext.models.weights_file import load_weights_file
 from fgvc_ext.training.driver import command_to_go_on
 
+pytestmark = pytest.mark.xdist_group("subtle differences driver")  # one worker, which makes what they share once
+
 DRIVER = Path(__file__).parents[2] / "train/subtle_differences.py"
 SMALL = [
     "--data.classes",
