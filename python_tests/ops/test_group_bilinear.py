@@ -142,6 +142,7 @@ def test_a_large_batch_of_positions_needs_no_more_memory_than_its_result() -> No
         ({"groups": 3, "out_channels": 2**31}, ValueError, "out_channels must be at most 2147483647, got 2147483648"),
         ({"groups": 3, "scale": math.inf}, ValueError, "scale must be finite in float32, got inf"),
         ({"groups": 3, "position": torch.zeros(4)}, ValueError, r"position must have shape \[12\], .* got \[4\]"),
+        ({"groups": 3, "position": torch.zeros(13)}, ValueError, r"position must have shape \[12\], .* got \[13\]"),
         ({"groups": 3, "position": torch.zeros(12, dtype=torch.float64)}, TypeError, "position must have the dtype"),
     ],
 )
