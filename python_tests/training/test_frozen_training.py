@@ -338,7 +338,10 @@ def test_two_runs_make_the_features_once(tmp_path, settings):
         children.append(Child(tmp_path / name / "output", partial(slow_run, tmp_path / name, once)))
     for child in children:
         assert child.ended()[0] == 0, child.text()
-    loaded = [(tmp_path / name / "loaded").read_text().splitlines() for name in ("a", "b")]
+    kept = [
+        file for name in ("a", "b") if (file := tmp_path / name / "loaded").exists()
+    ]  # one may come when all is made
+    loaded = [file.read_text().splitlines() for file in kept]
     probes = 4  # of each of two splits, the first image of each run, for its shape
     assert sum(len(lines) for lines in loaded) <= 26 + 15 + probes
     assert traces(tmp_path / "a/run") == traces(tmp_path / "b/run")

@@ -236,7 +236,7 @@ def test_no_driver_waits_in_a_step(paper, tmp_path):
     """In any of its stages; those that need others get what these begin with, and artefacts made of that."""
     driver = load_driver(drivers_folder() / f"{paper}.py").DRIVER
     config = copy.deepcopy(driver.presets["demo"][1])
-    data = {"classes": 3, "train_per_class": 4, "test_per_class": 1, "image_size": 64, "resize": 128, "crop": 64}
+    data = {"classes": 3, "train_per_class": 4, "test_per_class": 1, "image_size": 64, "resize": 112, "crop": 56}
     for name, value in data.items():
         setattr(config.data, name, value)
     config.engine.workers, config.engine.device, config.out = 0, "cpu", tmp_path

@@ -38,7 +38,7 @@ MUTANTS = [
         Mutant("union-of-the-first", ".any(dim=1, keepdim=True).float()", "[:, :1].float()"),
         Mutant("union-with-the-edge", "(x < high_x)", "(x <= high_x)"),
         Mutant("filter-without-floor", "self.floor + (1 - self.floor) * pooled", "pooled"),
-        Mutant("filter-learnt-beyond-one", "self.learnt(pooled).sigmoid()", "self.learnt(pooled)"),
+        Mutant("filter-learnt-beyond-one", "self.learnt.weight.dtype)).sigmoid()", "self.learnt.weight.dtype))"),
         tests=(f"{MODELS}/test_part_attention.py",),
     ),
     *of(

@@ -33,7 +33,7 @@ MUTANTS = [
             "values[..., :k] if weight is None else values[..., :k] * weight",
             "values[..., :k]",
         ),
-        Mutant("elope-average-is-no-share", " / features[0, 0].numel()", ""),
+        Mutant("elope-average-is-no-share", " / features.shape[2:].numel()", ""),
         tests=NETWORK,
     ),
     *of(
