@@ -2,7 +2,8 @@
 
 Each run is the driver's command line in a folder of its own. What is finished is not repeated, what was interrupted
 goes on, so the same command continues a table, and a row that was added is all that is run. Results: a section of
-docs/results.md between the table's own markers, and benchmarks/results/table-NAME.csv with the values of every seed.
+docs/results.md between the table's own markers, and benchmarks/results/table-NAME.csv with the values of every seed;
+a run with the same arguments that stands there, from any machine, is not repeated either (``--afresh`` repeats it).
 
 The file (TOML) holds:
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import os
@@ -33,7 +35,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,16 @@ def filled(words: Sequence[str], given: Mapping[str, str]) -> list[str]:
 # -------------------------------------------------------------------- running
 
 
-@dataclass
+@dataclass(frozen=True)
+class Result:
+    """What is told of a finished run: a value a column (None: the run has none), its duration, and where it ran."""
+
+    values: tuple[float | None, ...]
+    seconds: float
+    machine: Mapping[str, Any]
+
+
+@dataclass(eq=False)
 class Run:
     """A row with a seed, in its folder; beside that a file with what was run, for how long, and where."""
 
@@ -158,6 +169,7 @@ class Run:
     seed: int
     runs: Path
     more: Sequence[str] = ()
+    known: Mapping[str, Result] = field(default_factory=dict)  # by arguments: what the CSV holds
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,14 +183,16 @@ class Run:
         return [*self.table.arguments, *self.row.arguments, *self.more, "--seed", str(self.seed)]
 
     @property
-    def result(self) -> dict[str, Any] | None:
-        """run.json of a finished run of these arguments; None where it is to be run."""
+    def result(self) -> Result | None:
+        """Of a finished run of these arguments, from its folder or else from the CSV; None where it is to be run."""
         try:
             found = json.loads((self.folder / "run.json").read_text())
         except (OSError, ValueError):
-            return None
-        finished = found.get("status") == "finished" and self.facts.get("words") == self.words
-        return found if finished else None
+            found = {}
+        if found.get("status") == "finished" and self.facts.get("words") == self.words:
+            values = tuple(column.of(found) for column in self.table.columns)
+            return Result(values, self.facts["seconds"], self.facts["machine"])
+        return self.known.get(shlex.join(self.words))
 
     def do(self, given: Mapping[str, str]) -> int:
         """Run or go on; the driver's exit code."""
@@ -223,14 +237,15 @@ def run_all(runs: Sequence[Run], given: Mapping[str, str]) -> int:
 
 def section(shown: Table, runs: Sequence[Run]) -> str:
     """The section of docs/results.md: heading, table, settings, machine."""
-    done = [(run, result) for run in runs if (result := run.result) is not None]
+    done = {run: result for run in runs if (result := run.result) is not None}
     against = [f"against {shown.compare}"] if shown.compare else []
     lines = [["", *(column.name for column in shown.columns), *against, "seeds", "seconds a run", "arguments"]]
     for row in shown.rows:
-        if own := [(run, result) for run, result in done if run.row == row]:
-            cells = [column.told(_known(column.of(result) for _, result in own)) for column in shown.columns]
+        if own := {run: result for run, result in done.items() if run.row == row}:
+            columns = zip(shown.columns, zip(*(result.values for result in own.values()), strict=True), strict=True)
+            cells = [column.told([value for value in values if value is not None]) for column, values in columns]
             cells += [_against(shown, own, done)] if shown.compare else []
-            seconds = statistics.median(run.facts["seconds"] for run, _ in own)
+            seconds = statistics.median(result.seconds for result in own.values())
             words = f"`{shlex.join(row.arguments)}`" if row.arguments else ""
             lines.append([row.name, *cells, str(len(own)), f"{seconds:.0f}", words])
     spread = "Mean ± sample standard deviation over the seeds."
@@ -240,29 +255,23 @@ def section(shown: Table, runs: Sequence[Run]) -> str:
     command = (
         f"Every run: `train/{shown.driver}.py {' '.join([*shown.arguments, *more])}`, the row's arguments, `--seed`."
     )
-    parts = [f"## {shown.title}", shown.about.strip(), table(lines), spread, command, _machines(done)]
+    parts = [f"## {shown.title}", shown.about.strip(), table(lines), spread, command, _machines(done.values())]
     return "\n\n".join(part for part in parts if part)
 
 
-def _known(values: Any) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _against(shown: Table, own: Sequence[tuple[Run, Any]], done: Sequence[tuple[Run, Any]]) -> str:
+def _against(shown: Table, own: Mapping[Run, Result], done: Mapping[Run, Result]) -> str:
     """Mean and deviation of a row's differences to the one that it is compared with; empty for that one itself."""
-    column = shown.columns[0]
-    base = {run.seed: column.of(result) for run, result in done if run.row.name == shown.compare}
-    pairs = [(column.of(result), base.get(run.seed)) for run, result in own if run.row.name != shown.compare]
+    base = {run.seed: result.values[0] for run, result in done.items() if run.row.name == shown.compare}
+    pairs = [(result.values[0], base.get(run.seed)) for run, result in own.items() if run.row.name != shown.compare]
     known = [value - other for value, other in pairs if value is not None and other is not None]
-    return column.told(known, sign="+") if known else ""
+    return shown.columns[0].told(known, sign="+") if known else ""
 
 
-def _machines(done: Sequence[tuple[Run, Any]]) -> str:
+def _machines(done: Iterable[Result]) -> str:
     """On what the runs were made, a line for each kind of machine."""
     names = ("device", "cpu", "cores", "threads", "torch", "fgvc_ext")
     kinds: dict[str, list[str]] = {}
-    for run, _ in done:
-        facts = run.facts["machine"]
+    for facts in (result.machine for result in done):
         text = " · ".join(f"{name}: {facts[name]}" for name in names if name in facts)
         kinds.setdefault(text, []).append(facts["date"][:10])
     return "\n".join(f"{text} · {' to '.join(sorted({min(dates), max(dates)}))}" for text, dates in kinds.items())
@@ -284,19 +293,35 @@ def replace_section(page: Path, name: str, text: str) -> None:
 
 def write_csv(file: Path, shown: Table, runs: Sequence[Run]) -> None:
     """A line for every run that is finished."""
+    done = {run: result for run in runs if (result := run.result) is not None}
+    facts = list(dict.fromkeys(name for result in done.values() for name in result.machine))
+    lines = [["row", "seed", *(column.name for column in shown.columns), "seconds", "arguments", *facts]]
+    for run, result in done.items():
+        cells = ["" if value is None else f"{value:.6g}" for value in result.values]
+        cells += [f"{result.seconds:.1f}", shlex.join(run.words), *(result.machine.get(name, "") for name in facts)]
+        lines.append([run.row.name, str(run.seed), *cells])
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
     file.parent.mkdir(parents=True, exist_ok=True)
-    facts: list[str] = []
-    lines = []
-    for run in runs:
-        if (result := run.result) is not None:
-            facts = list(run.facts["machine"])
-            values = [column.of(result) for column in shown.columns]
-            cells = ["" if value is None else f"{value:.6g}" for value in values]
-            cells += [f"{run.facts['seconds']:.1f}", shlex.join(run.words), *run.facts["machine"].values()]
-            lines.append([run.row.name, run.seed, *cells])
-    with file.open("w", newline="") as stream:
-        head = ["row", "seed", *(column.name for column in shown.columns), "seconds", "arguments", *facts]
-        csv.writer(stream).writerows([head, *lines])
+    write_atomically(file, lambda stream: stream.write(text.getvalue().encode()))
+
+
+def read_csv(file: Path, shown: Table) -> dict[str, Result]:
+    """What `write_csv` left, by arguments; nothing where the table has other columns now."""
+    if not file.exists():
+        return {}
+    with file.open(newline="") as stream:
+        head, *lines = csv.reader(stream)
+    values = slice(2, head.index("seconds"))
+    if head[values] != [column.name for column in shown.columns]:
+        return {}
+    found = {}
+    for line in lines:
+        told = dict(zip(head, line, strict=True))
+        facts = {name: told[name] for name in head[head.index("arguments") + 1 :] if told[name]}
+        measured = tuple(float(value) if value else None for value in line[values])
+        found[told["arguments"]] = Result(measured, float(told["seconds"]), facts)
+    return found
 
 
 # -------------------------------------------------------------------- command line
@@ -306,10 +331,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="benchmarks/tables/NAME.toml")
     parser.add_argument("--only", action="append", metavar="ROW", help="run this row alone; repeatable")
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run, in place of the file's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="run these seeds alone, also ones that the file lacks")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a value for ${NAME}")
     parser.add_argument("--more", default="", metavar="ARGUMENTS", help="further arguments of every run, in one word")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tables", help="folder of the runs")
+    parser.add_argument("--afresh", action="store_true", help="repeat what only the CSV holds")
     parser.add_argument("--show", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--write", action="store_true", help="write page and CSV, not only print")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
@@ -327,15 +353,18 @@ def main(words: Sequence[str] | None = None) -> int:
         names = [row.name for row in shown.rows]
         if unknown := [name for name in args.only or [] if name not in names]:
             raise TableError(f"--only: expected some of {', '.join(names)}, got {unknown[0]!r}")
-        seeds = args.seeds or shown.seeds
-        runs = [Run(shown, row, seed, args.runs, shlex.split(args.more)) for row in shown.rows for seed in seeds]
-        chosen = [run for run in runs if args.only is None or run.row.name in args.only]
+        file = args.csv or ROOT / "benchmarks" / "results" / f"table-{shown.name}.csv"
+        known = {} if args.afresh else read_csv(file, shown)
+        seeds = list(dict.fromkeys([*shown.seeds, *(args.seeds or [])]))
+        runs = [Run(shown, row, seed, args.runs, shlex.split(args.more), known) for row in shown.rows for seed in seeds]
+        wanted = (args.only or names, args.seeds or shown.seeds)
+        chosen = [run for run in runs if run.row.name in wanted[0] and run.seed in wanted[1]]
         code = 0 if args.show else run_all(chosen, given)
         text = section(shown, runs)
         print(text)
         if args.write:
             replace_section(args.page, shown.name, text)
-            write_csv(args.csv or ROOT / "benchmarks" / "results" / f"table-{shown.name}.csv", shown, runs)
+            write_csv(file, shown, runs)
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 import sys
 from collections.abc import Iterator
@@ -189,6 +190,27 @@ def test_an_earlier_result_is_not_shown_for_arguments_that_were_refused(tables, 
     assert len(calls(tmp_path)) == 3
 
 
+def test_the_csv_carries_results_to_another_machine(tables, tmp_path, monkeypatch):
+    assert call(tables, tmp_path, "--only", "plain", "--seeds", "0", "1", "--write") == 0
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.setattr(tables, "machine", lambda device: {"device": "gpu", "memory": "8", "date": "2021-01-02T03"})
+    assert call(tables, tmp_path, "--only", "plain", "--write") == 0
+    assert [words[words.index("--seed") + 1] for words in calls(tmp_path)] == ["0", "1", "2"]
+    assert rows_of(tmp_path / "page.md")["plain"][:5] == ["51.7 ± 2.1", "0.50 ± 0.00", "–", "", "3"]
+    assert "device: cpu · torch: 1.2 · 2020-01-02\ndevice: gpu · 2021-01-02" in (tmp_path / "page.md").read_text()
+    with (tmp_path / "toy.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    assert [(line["seed"], line["device"], line["torch"], line["memory"]) for line in lines] == [
+        ("0", "cpu", "1.2", ""), ("1", "cpu", "1.2", ""), ("2", "gpu", "", "8"),
+    ]  # fmt: skip
+    assert call(tables, tmp_path, "--only", "plain", "--afresh", "--seeds", "0") == 0
+    assert len(calls(tmp_path)) == 4
+    file = tmp_path / "toy.toml"  # other columns: what the CSV holds does not fit them
+    file.write_text(TABLE.replace('name = "iou"', 'name = "overlap"'))
+    assert call(tables, tmp_path, "--show", "--write") == 0
+    assert rows_of(tmp_path / "page.md")["plain"][4] == "2"  # the runs whose folders are here
+
+
 def test_the_section_is_replaced_and_the_rest_of_the_page_kept(tables, tmp_path):
     page = tmp_path / "page.md"
     assert call(tables, tmp_path, "--write", "--only", "plain", "--seeds", "0") == 0
@@ -198,7 +220,7 @@ def test_the_section_is_replaced_and_the_rest_of_the_page_kept(tables, tmp_path)
     assert text.startswith("# Results\n\nA text.\n")
     assert text.endswith("\nMore text.\n")
     assert text.count("## A toy") == 1
-    assert rows_of(page)["plain"][0] == "51.0"
+    assert rows_of(page)["plain"][0] == "50.5 ± 0.7"
     page.write_text(text.replace("to here: toy", "gone"))
     assert call(tables, tmp_path, "--write", "--show") == 1
     assert "gone" in page.read_text()
