@@ -4,9 +4,10 @@ and the fusion of what both say."""
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ class DualAttention(Model, method="dual_attention"):
         level_channels: of the maps of the backbone's last three groups of layers.
 
     Raises:
-        ValueError: no classes, a switch without what it needs, or what the parts refuse.
+        ValueError: no classes, a switch without what it needs, an unknown choice, or what the parts refuse.
     """
 
     def __init__(
@@ -159,6 +160,14 @@ class DualAttention(Model, method="dual_attention"):
         if num_classes < 1:
             raise ValueError(f"DualAttention: num_classes: expected at least 1, got {num_classes}")
         _check_switches(use_sppn=use_sppn, use_lhm=use_lhm, use_teacher=use_teacher)
+        for name, value, choices in (
+            ("part_images", part_images, get_args(PartImages)),
+            ("part_statistics", part_statistics, get_args(PartStatistics)),
+        ):
+            if value not in choices:
+                raise ValueError(f"DualAttention: {name}: expected one of {', '.join(choices)}, got {value!r}")
+        if not 0 <= fg_threshold < math.inf:
+            raise ValueError(f"DualAttention: fg_threshold: expected a number from 0 on, got {fg_threshold}")
         self._options: dict[str, Any] = {
             name: list(v) if isinstance(v, (tuple, list)) else v for name, v in options.items()
         }

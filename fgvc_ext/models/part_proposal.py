@@ -187,7 +187,8 @@ class PartProposalNetwork(nn.Module):
         detach: no gradient of a box or score reaches the feature maps.
 
     Raises:
-        ValueError: levels that differ from the channels in number, or from each other in their anchors'.
+        ValueError: levels that differ from the channels in number, or from each other in their anchors'; no region, an
+            overlap beyond 0 to 1, or towers without channels.
     """
 
     def __init__(
@@ -207,6 +208,11 @@ class PartProposalNetwork(nn.Module):
             raise ValueError(
                 "PartProposalNetwork: expected as many anchors in a cell on each of the "
                 f"{len(channels)} levels, got {[len(shape) for shape in shapes]}"
+            )
+        if regions < 1 or width < 1 or depth < 0 or not 0 <= iou_threshold <= 1:
+            raise ValueError(
+                "PartProposalNetwork: expected at least one region and channel, no fewer than 0 convolutions before a "
+                f"tower's last, and an iou_threshold from 0 to 1, got {regions}, {width}, {depth} and {iou_threshold}"
             )
         self.regions, self.iou_threshold, self.detach = regions, iou_threshold, detach
         self.pyramid = FeaturePyramid(channels, width)

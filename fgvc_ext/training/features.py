@@ -47,11 +47,17 @@ def with_cached_features(training: Training, task: Task, engine: EngineConfig, s
         OSError: the disk has no room for the features. ValueError: they exceed fp16.
         Preempted: asked to stop by a signal while they were computed.
     """
+    frozen = [module for module in task.modules() if isinstance(module, Backbone) and module.frozen_until]
     backbone = task.frozen_part()
-    if backbone is None:
-        return training
-    if reason := _why_images(training, task, backbone):
-        print(f"{training.name}: frozen until {backbone.frozen_until}, trained on images because {reason}", flush=True)
+    reason = (
+        _why_images(training, task, backbone) if backbone else "the method sees them through more than these layers"
+    )
+    if backbone is None or reason:
+        if frozen:
+            print(
+                f"{training.name}: frozen until {frozen[0].frozen_until}, trained on images because {reason}",
+                flush=True,
+            )
         return training
     assert isinstance(training.train.views, Views)
     maker, early = _Maker(backbone, engine, training.name, training.train.views.folder), training.evaluations

@@ -245,6 +245,13 @@ def test_layers_that_a_file_lacks_are_named(tmp_path):
         ({"dbt_sites": ("res2",)}, "sites: expected some of"),
         ({"paf": "mean"}, "PartAttentionFilter: expected one of"),
         ({"anchor_sizes": (48, 96)}, "each of the 3 levels"),
+        ({"regions": 0}, "at least one region.*got 0,"),
+        ({"iou_threshold": 1.5}, "iou_threshold from 0 to 1, got .*1.5"),
+        ({"fpn_channels": 0}, "one region and channel"),
+        ({"head_depth": -1}, "no fewer than 0 convolutions"),
+        ({"fg_threshold": float("nan")}, "fg_threshold: expected a number from 0 on, got nan"),
+        ({"part_images": "cut"}, "part_images: expected one of composed, crops, got 'cut'"),
+        ({"part_statistics": "mine"}, "part_statistics: expected one of shared, own, got 'mine'"),
     ],
 )
 def test_what_it_refuses(options, message):

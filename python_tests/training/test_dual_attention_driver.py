@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import job
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_driver import die_in_call
 from toy_training import Child, traces
 
 from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.data.loading import make_loader, to_device
 from fgvc_ext.data.pipeline import evaluation_samples, load_datasets
-from fgvc_ext.models import DualAttention, load
+from fgvc_ext.models import DualAttention, build_backbone, load
 
 pytestmark = pytest.mark.xdist_group("dual attention driver")  # one worker, which makes what they share once
 
@@ -111,6 +113,44 @@ def test_the_report_shows_how_parts_are_found_and_whether_they_learn(finished):
     assert next(iter(rows)) == "the part that separates the classes"
     assert {"beak", "wing", "tail"} <= set(rows)
     assert all(0 <= float(row["in a proposed box"].split()[0]) <= 100 for row in rows.values())
+
+
+def test_photographs_of_a_folder_are_trained_on_and_shown(driver, tmp_path):
+    for split, number in (("train", 4), ("test", 2)):
+        for name in ("one", "two", "three"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for index in range(number):  # of other sizes, standing and lying
+                image = np.random.default_rng(index).integers(0, 255, (50 + 9 * index, 64, 3), dtype=np.uint8)
+                Image.fromarray(image).save(tmp_path / f"images/{split}/{name}/{index}.jpg")
+    words = [
+        *TINY[8:],
+        "--data.root",
+        str(tmp_path / "images"),
+        "--model.weights",
+        "none",
+        "--model.backbone",
+        "resnet18",
+    ]
+    assert driver.DRIVER.main(["folder", "--out", str(tmp_path / "run"), *words]) == 0
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<h2>From image to parts</h2>" in page
+    assert "<h2>Whether the regions learn</h2>" in page
+    assert "What the proposals cover" not in page, "the true parts are not known"
+    assert load(tmp_path / "run/weights/last.safetensors").classes == ["one", "three", "two"]
+
+
+def test_the_engines_switches_work_here_too(driver, tmp_path, capsys):
+    words = ["--optim.ema-decay", "0.9", "--optim.accumulate", "2", "--data.val-fraction", "0.25"]
+    frozen = ["--model.frozen-until", "layer1", "--engine.precision", "bf16", "--data.random-crop", "False"]
+    ours = _run(driver, tmp_path / "run", *OURS, *words, *frozen)["ours"]
+    assert {"test", "val"} <= set(ours["measures"])
+    assert "ours: frozen until layer1, trained on images because the method" in capsys.readouterr().out
+    start = build_backbone("resnet10_narrow", weights="birds", frozen_until="layer1").state_dict()
+    model = load(tmp_path / "run/weights/last.safetensors")
+    assert isinstance(model, DualAttention)
+    end = model.student.backbone.state_dict()
+    assert torch.equal(end["layer1.0.conv1.weight"], start["layer1.0.conv1.weight"])
+    assert not torch.equal(end["layer2.0.conv1.weight"], start["layer2.0.conv1.weight"])
 
 
 # ---------------------------------------------------------------- switches
