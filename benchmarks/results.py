@@ -4,7 +4,8 @@ import csv
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,14 +102,14 @@ def verdicts_table(results: Sequence[Result]) -> str:
     return table(rows, left=2)
 
 
-def document(results: Sequence[Result], device: str) -> str:
-    """All tables. Of the sweep: how many shapes pass, and those that fall short."""
-    facts = machine(device)
-    parts = [" · ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()), LEGEND]
+def sections(results: Sequence[Result], device: str) -> dict[str, str]:
+    """By operator: on what it was measured, and its tables. Of the sweep: how many shapes pass, and the others."""
+    facts = " · ".join(f"{name.replace('_', ' ')}: {value}" for name, value in machine(device).items())
+    found = {}
     for op in dict.fromkeys(result.case.op for result in results):
         headline = [result for result in results if result.case.op == op and not result.case.sweep]
         swept = [result for result in results if result.case.op == op and result.case.sweep]
-        parts.append(f"### {op}")
+        parts = [facts]
         if headline:
             parts += [times_table(headline), verdicts_table(headline)]
         if swept:
@@ -116,16 +117,25 @@ def document(results: Sequence[Result], device: str) -> str:
             parts.append(f"Sweep: {len(swept) - len(short)} of {len(swept)} cases pass.")
             if short:
                 parts += ["Those that fall short:", times_table(short), verdicts_table(short)]
-    return "\n\n".join(parts) + "\n"
+        found[op] = "\n\n".join(parts)
+    return found
 
 
-def replace_block(path: Path, text: str) -> None:
-    """Puts ``text`` between the two markers of a Markdown file."""
+def document(found: Mapping[str, str]) -> str:
+    """The operators' sections in the order of their names, below what the words mean."""
+    return "\n\n".join([LEGEND, *(f"### {op}\n\n{found[op]}" for op in sorted(found))]) + "\n"
+
+
+def replace_sections(path: Path, found: Mapping[str, str]) -> None:
+    """Puts the sections between the two markers of a Markdown file, where those of other operators stay."""
     page = path.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"{path}: expected the markers {BEGIN!r} and {END!r}, each once")
     before, rest = page.split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}")
+    block, after = rest.split(END)
+    there = dict(section.split("\n", 1) for section in re.split("^### ", block, flags=re.MULTILINE)[1:])
+    text = document({**{op: section.strip() for op, section in there.items()}, **found})
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 class CsvFile:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from cases import OPERATORS, OURS, Measured, contenders, headline, sweep, use_instruction_set
-from results import CsvFile, Result, document, replace_block, summary
+from results import CsvFile, Result, document, replace_sections, sections, summary
 from timing import keep_freed_memory, measure
 
 from fgvc_ext import _library
@@ -29,7 +29,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/<device>-<date>.csv)")
-    parser.add_argument("--markdown", type=Path, help="also put the tables between the markers of this page")
+    parser.add_argument("--markdown", type=Path, help="also put the operators' tables into this page")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 where a target is missed")
     return parser.parse_args(words)
 
@@ -93,11 +93,11 @@ def main(words: Sequence[str] | None = None) -> int:
     if instruction_sets:
         use_instruction_set(instruction_sets[0])
 
-    text = document(results, args.device)
-    print(text)
+    found = sections(results, args.device)
+    print(document(found))
     print(summary(results))
     if args.markdown:
-        replace_block(args.markdown, text)
+        replace_sections(args.markdown, found)
     if file:
         print(f"written: {path}")
     return int(args.strict and not all(verdict.passed for result in results for verdict in result.verdicts))

@@ -185,7 +185,7 @@ def test_strict_is_the_exit_status(modules: dict[str, Any], monkeypatch: pytest.
     monkeypatch.setattr(run, "chosen_instruction_sets", lambda args: [])
     monkeypatch.setattr(run, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(run, "contenders", lambda *arguments: [])
-    monkeypatch.setattr(run, "document", lambda *arguments: "")
+    monkeypatch.setattr(run, "sections", lambda *arguments: {})
     monkeypatch.setattr(run, "chosen_cases", lambda args: [cases.Measured(benchmarked[0], Case((1,)), False)] * 2)
     samples = {cases.OURS: [1.0, 1.0], cases.EAGER: [2.0, 2.0]}
     for ours, words, status in ((1.0, ["--strict"], 0), (3.0, ["--strict"], 1), (3.0, [], 0)):
@@ -195,6 +195,19 @@ def test_strict_is_the_exit_status(modules: dict[str, Any], monkeypatch: pytest.
         path = tmp_path / "operators.csv"
         assert run.main([*words, "--out", str(path)]) == status
         assert len(path.read_text().splitlines()) == 1 + 2 * 2
+
+
+def test_a_page_keeps_the_sections_of_operators_that_were_not_measured(modules: dict[str, Any], tmp_path: Path) -> None:
+    results, page = modules["results"], tmp_path / "page.md"
+    page.write_text(f"Before.\n\n{results.BEGIN}\n\n{results.END}\n\n### After\n")
+    results.replace_sections(page, {"orthogonal_loss": "old", "diversify": "one\n\n| a | ### b |"})
+    results.replace_sections(page, {"orthogonal_loss": "new", "group_bilinear": "two"})
+    text = page.read_text()
+    own = {"diversify": "one\n\n| a | ### b |", "group_bilinear": "two", "orthogonal_loss": "new"}
+    assert text == f"Before.\n\n{results.BEGIN}\n\n{results.document(own)}\n{results.END}\n\n### After\n"
+    page.write_text(text.replace(results.END, ""))
+    with pytest.raises(ValueError, match="each once"):
+        results.replace_sections(page, {})
 
 
 # --- the data path ----------------------------------------------------------------------------------------------------
