@@ -32,12 +32,14 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     import cases
     import data
     import gpu
+    import naive
     import results
     import run
     import step
     import timing
 
-    yield {"cases": cases, "timing": timing, "results": results, "gpu": gpu, "run": run, "data": data, "step": step}
+    found = (cases, timing, results, gpu, naive, run, data, step)
+    yield {module.__name__: module for module in found}
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
             del sys.modules[name]
@@ -208,6 +210,27 @@ def test_a_page_keeps_the_sections_of_operators_that_were_not_measured(modules: 
     page.write_text(text.replace(results.END, ""))
     with pytest.raises(ValueError, match="each once"):
         results.replace_sections(page, {})
+
+
+# --- the step of dual attention fusion --------------------------------------------------------------------------------
+
+
+def test_the_naive_step_gives_the_same_loss_and_is_told_beside_ours(
+    modules: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    naive, out = modules["naive"], tmp_path / "naive.csv"
+    words = ["--device", "cpu", "--precision", "fp32", "--size", "64", "--batch-size", "2", "--out", str(out)]
+    words += ["--rounds", "2", "--seconds", "0", "--backbone", "resnet10_narrow"]
+    assert naive.main(words) == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [row[""] for row in rows] == [naive.OURS, naive.REFERENCE, naive.NAIVE]
+    assert [float(row["over ours"]) > 0 for row in rows] == [True] * 3
+    with pytest.raises(SystemExit):
+        naive.arguments(["--precision", "bf16"])
+    assert "in fp32" in capsys.readouterr().err
+    monkeypatch.setattr(naive, "naive_step", lambda task, batch: {"loss": 2 * task.step(batch)["loss"]})
+    with pytest.raises(SystemExit, match="the steps differ"):
+        naive.main(words)
 
 
 # --- the data path ----------------------------------------------------------------------------------------------------
