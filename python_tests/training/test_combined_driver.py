@@ -110,6 +110,25 @@ def test_the_report_shows_the_members_side_by_side(finished):
     assert "Evidence for the class: teacher and first student" in page
 
 
+@pytest.mark.parametrize(
+    ("words", "first", "second", "ensemble"),
+    [
+        (["--method.average", "logits"], True, True, False),
+        (["--method.members.average", "logits"], False, False, True),
+        (["--method.members.balance", "relative"], False, True, False),
+        (["--method.members.alpha", "0.25"], False, True, False),
+        (["--method.members.teacher", "best_val"], False, True, True),
+        (["--method.embedding.k", "3"], True, True, False),
+        (["--method.maps.patch-size", "2"], True, True, False),
+    ],
+)
+def test_each_result_depends_on_the_settings_that_made_it_and_no_others(driver, words, first, second, ensemble):
+    common = ["--data.val-fraction", "0.5"]
+    before, after = _plan(driver, *common), _plan(driver, *common, *words)
+    changed = {name: dict(before[name].config) != dict(after[name].config) for name in before}
+    assert changed == {"model1": first, "model2": second, "ensemble": ensemble}
+
+
 # ---------------------------------------------------------------- switches
 
 
