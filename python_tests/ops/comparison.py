@@ -113,19 +113,24 @@ def in_dtype(sample: Sample, dtype: torch.dtype) -> Sample:
 
 
 def assert_follows(
-    function: Callable[..., Any], plain: Callable[..., Any], sample: Sample, cancelling: float = 0.0
+    function: Callable[..., Any],
+    plain: Callable[..., Any],
+    sample: Sample,
+    cancelling: float = 0.0,
+    cancelling_results: float = 0.0,
 ) -> None:
     """``function`` is as accurate as ``plain`` on this sample, in all results and in every gradient.
 
     ``cancelling`` is for inputs that nobody has chosen: the size of terms that may cancel in a gradient, of which
-    roundings in the dtype of sums are given. There ``plain`` may have hardly an error, by luck.
+    roundings in the dtype of sums are given. There ``plain`` may have hardly an error, by luck. Results are given those
+    of the largest argument, or of ``cancelling_results``.
     """
     actual, expected = run(function, sample), run(plain, sample)
     exact = run(plain, in_dtype(sample, torch.float64)).named()
     assert list(actual.results) == list(expected.results), f"{sample.name}: results {list(actual.results)}"
     assert actual.with_gradient == expected.with_gradient, f"{sample.name}: gradients through {actual.with_gradient}"
     tensors = [tensor for _, tensor in named_tensors(sample.tensors) if tensor.is_floating_point()]
-    largest = max(map(largest_finite, tensors), default=0.0)
+    largest = max(cancelling_results, *map(largest_finite, tensors), 0.0)
     plains = expected.named()
     for name, one in actual.named().items():
         scale = largest if name in actual.results else cancelling

@@ -125,6 +125,8 @@ class Spec:
     support: Callable[[Sample], dict[str, Tensor]] | None = None
     # The size of terms that may cancel in a gradient, for output gradients of up to 2: fuzzing allows their roundings.
     cancelling: Callable[[Sample], float] = lambda sample: 0.0
+    # The same of the results, where their terms may be larger than the arguments.
+    cancelling_results: Callable[[Sample], float] = lambda sample: 0.0
     folds_vmap: bool = False  # vmap over the first tensor is one call on a larger batch, not one call per element
     benchmark: Benchmark | None = None
 

@@ -71,7 +71,7 @@ def test_valid_arguments_give_what_the_reference_gives(spec: Spec, data: st.Data
     sample = spec.drawn(draw)
     describe(sample)
     with drawn_instruction_set(draw):
-        assert_follows(spec.function, spec.reference, sample, spec.cancelling(sample))
+        assert_follows(spec.function, spec.reference, sample, spec.cancelling(sample), spec.cancelling_results(sample))
         seed = sample.tensors.get("seed")
         if seed is not None and seed.dim() == 0:
             as_int = replace(sample, tensors={**sample.tensors, "seed": int(seed)})
