@@ -47,17 +47,13 @@ def with_cached_features(training: Training, task: Task, engine: EngineConfig, s
         OSError: the disk has no room for the features. ValueError: they exceed fp16.
         Preempted: asked to stop by a signal while they were computed.
     """
-    frozen = [module for module in task.modules() if isinstance(module, Backbone) and module.frozen_until]
-    backbone = task.frozen_part()
-    reason = (
-        _why_images(training, task, backbone) if backbone else "the method sees them through more than these layers"
-    )
+    backbone, reason = task.frozen_part(), "the method sees them through more than these layers"
+    if backbone is not None:
+        reason = _why_images(training, task, backbone)
     if backbone is None or reason:
-        if frozen:
-            print(
-                f"{training.name}: frozen until {frozen[0].frozen_until}, trained on images because {reason}",
-                flush=True,
-            )
+        frozen = [module.frozen_until for module in task.modules() if isinstance(module, Backbone)]
+        if any(frozen):
+            print(f"{training.name}: frozen until {frozen[0]}, trained on images because {reason}", flush=True)
         return training
     assert isinstance(training.train.views, Views)
     maker, early = _Maker(backbone, engine, training.name, training.train.views.folder), training.evaluations
