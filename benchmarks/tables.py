@@ -307,20 +307,23 @@ def write_csv(file: Path, shown: Table, runs: Sequence[Run]) -> None:
 
 
 def read_csv(file: Path, shown: Table) -> dict[str, Result]:
-    """What `write_csv` left, by arguments; nothing where the table has other columns now."""
+    """What `write_csv` left, by arguments; nothing where the table has other columns. TableError for other files."""
     if not file.exists():
         return {}
-    with file.open(newline="") as stream:
-        head, *lines = csv.reader(stream)
-    values = slice(2, head.index("seconds"))
-    if head[values] != [column.name for column in shown.columns]:
-        return {}
-    found = {}
-    for line in lines:
-        told = dict(zip(head, line, strict=True))
-        facts = {name: told[name] for name in head[head.index("arguments") + 1 :] if told[name]}
-        measured = tuple(float(value) if value else None for value in line[values])
-        found[told["arguments"]] = Result(measured, float(told["seconds"]), facts)
+    try:
+        with file.open(newline="") as stream:
+            head, *lines = csv.reader(stream)
+        values = slice(2, head.index("seconds"))
+        if head[values] != [column.name for column in shown.columns]:
+            return {}
+        found = {}
+        for line in lines:
+            told = dict(zip(head, line, strict=True))
+            facts = {name: told[name] for name in head[head.index("arguments") + 1 :] if told[name]}
+            measured = tuple(float(value) if value else None for value in line[values])
+            found[told["arguments"]] = Result(measured, float(told["seconds"]), facts)
+    except (ValueError, KeyError) as error:
+        raise TableError(f"{file}: expected what --write leaves there, or no such file: {error}") from error
     return found
 
 

@@ -211,6 +211,14 @@ def test_the_csv_carries_results_to_another_machine(tables, tmp_path, monkeypatc
     assert rows_of(tmp_path / "page.md")["plain"][4] == "2"  # the runs whose folders are here
 
 
+@pytest.mark.parametrize("text", ["", "row,seed\n", 'row,seed,"test, %",iou,lacking,seconds,arguments\nplain,0,1\n'])
+def test_a_csv_of_something_else_is_told(tables, tmp_path, capsys, text):
+    (tmp_path / "toy.csv").write_text(text)
+    assert call(tables, tmp_path, "--only", "plain") == 1
+    assert "toy.csv: expected what --write leaves there" in capsys.readouterr().err
+    assert not calls(tmp_path)
+
+
 def test_the_section_is_replaced_and_the_rest_of_the_page_kept(tables, tmp_path):
     page = tmp_path / "page.md"
     assert call(tables, tmp_path, "--write", "--only", "plain", "--seeds", "0") == 0
