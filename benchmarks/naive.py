@@ -74,10 +74,10 @@ def main(words: Sequence[str] | None = None) -> int:
     what, facts = {name: getattr(args, name) for name in WHAT}, machine(args.device)
     rows = [["", "p10 ms", "median ms", "p90 ms", "over ours", "95 % interval"]]
     for name in calls:
+        p10, p90 = times.spread(name)
         low, high = times.ratio_interval(name, OURS)
-        spread = (times.spread(name)[0], times.median(name), times.spread(name)[1])
-        cells = [name, *(f"{1e3 * value:.1f}" for value in spread), f"{times.ratio(name, OURS):.2f}"]
-        rows.append([*cells, f"{low:.2f} to {high:.2f}"])
+        spread = [f"{1e3 * value:.1f}" for value in (p10, times.median(name), p90)]
+        rows.append([name, *spread, f"{times.ratio(name, OURS):.2f}", f"{low:.2f} to {high:.2f}"])
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*rows[0], "rounds", *what, *facts])

@@ -51,8 +51,8 @@ def with_cached_features(training: Training, task: Task, engine: EngineConfig, s
     if backbone is not None:
         reason = _why_images(training, task, backbone)
     if backbone is None or reason:
-        frozen = [module.frozen_until for module in task.modules() if isinstance(module, Backbone)]
-        if any(frozen):
+        backbones = [module for module in task.modules() if isinstance(module, Backbone)]
+        if frozen := [one.frozen_until for one in backbones if one.frozen_until]:
             print(f"{training.name}: frozen until {frozen[0]}, trained on images because {reason}", flush=True)
         return training
     assert isinstance(training.train.views, Views)
