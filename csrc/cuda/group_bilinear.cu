@@ -1,5 +1,6 @@
 #include "group_bilinear.cuh"
 
+#include "group_bilinear_interleaved.cuh"
 #include "launch.cuh"
 
 namespace fgvc_ext {

@@ -2,59 +2,26 @@
 // channels a_g of each group, resized to the output's channels.
 //
 // Where positions lie side by side, lanes take neighbouring positions, and a warp computes small windows of T in
-// registers; what windows read in common comes from the cache. Where channels lie side by side, a block takes one
-// position, whose channels it holds in shared memory. Backward computes T anew; with D the gradient of its values and
+// registers; what windows read in common comes from the cache. Where channels lie side by side:
+// group_bilinear_interleaved.cuh. Backward computes T anew; with D the gradient of its values and
 // S = scale · (D + Dᵀ)(1 − T²), the gradient of row g is a_g S.
 #pragma once
 
-#include "../common/group_bilinear.h"
+#include "group_bilinear_resize.cuh"
 #include "index.cuh"
 
 namespace fgvc_ext::cuda {
 
 constexpr int kWindowWarps = 4, kWindowThreads = kWindowWarps * kWarp;
 constexpr int kWindowRows = 4;
-constexpr int kGradientColumns = 4;    // of a warp's window
-constexpr int kGroupsPerWarp = 4;      // whose gradient a warp adds up
-constexpr int kBilinearThreads = 256;  // for one position of interleaved channels
+constexpr int kGradientColumns = 4;  // of a warp's window
+constexpr int kGroupsPerWarp = 4;    // whose gradient a warp adds up
 template <int Elements>
 constexpr int kWindowColumns = Elements > 2 ? 4 : 8;
 
 // What a block of `gradient_of_positions` has of S at once.
 constexpr int kSlopeColumns = kWindowWarps * kGradientColumns, kSlopes = kWindowRows * kSlopeColumns;
 constexpr int kGroupsPerBlock = kWindowWarps * kGroupsPerWarp;
-
-// `Resize`, prepared for the device.
-class DeviceResize {
- public:
-  explicit DeviceResize(const Resize& resize)
-      : from(static_cast<uint32_t>(resize.from)),
-        channels(static_cast<uint32_t>(resize.channels)),
-        last_(resize.from - 1),
-        steps_(resize.steps()) {}
-
-  __device__ bool keeps() const { return from == channels; }
-  // The first output at or above response `x`; `channels` where there is none.
-  __device__ uint32_t first_output(uint32_t x) const {
-    if (keeps()) return x;
-    if (from == 1 || channels == 1) return x > 0 ? channels : 0;
-    const uint64_t first = last_.quotient(uint64_t{x} * (channels - 1) + from - 2);
-    return first < channels ? static_cast<uint32_t>(first) : channels;
-  }
-  // The response at or below output j, and how far above it the output lies.
-  template <class Value>
-  __device__ uint32_t lower(uint32_t j, Value& above) const {
-    uint64_t rest;
-    const uint64_t x = steps_.divide(uint64_t{j} * (from - 1), rest);
-    above = static_cast<Value>(rest) / static_cast<Value>(steps_.value());
-    return static_cast<uint32_t>(x);
-  }
-
-  uint32_t from, channels;
-
- private:
-  Divisor<uint64_t> last_, steps_;
-};
 
 // Values at neighbouring positions.
 template <class Value, int Elements>
@@ -179,8 +146,6 @@ struct LanePositions {
     taken = position < positions;
   }
 };
-
-// --- positions side by side, or of any strides ---
 
 template <class T, int Elements>
 __device__ __forceinline__ Chunk<T, Elements> narrow(const Values<Accumulation<T>, Elements>& values) {
@@ -327,99 +292,6 @@ __global__ void __launch_bounds__(kWindowThreads)
     const uint32_t group = number / across, row = number - group * across;
     gradient_of_rows<T, Elements, Index>(op, maps, grads, outputs, resize, lane, row * kWindowRows,
                                          group * kGroupsPerBlock);
-  }
-}
-
-// --- interleaved channels: a block per position, one channel per thread ---
-
-// Where the block's position lies, and its channels a in shared memory.
-template <class T, class Index>
-struct InterleavedPosition {
-  using Value = Accumulation<T>;
-
-  Index sample;
-  uint32_t position;
-  Shared<Value> channels;  // [C]
-  uint32_t per_group, groups;
-  Value scale;
-
-  __device__ InterleavedPosition(const GroupBilinearInput& input, const Maps<Index>& maps,
-                                 const Divisor<uint32_t>& per_map)
-      : channels(Shared<Value>::at(0)),
-        per_group(static_cast<uint32_t>(input.per_group)),
-        groups(static_cast<uint32_t>(input.groups)),
-        scale(static_cast<Value>(input.scale)) {
-    sample = per_map.divide(blockIdx.x, position);
-    const auto memory = Global<const T>(input.features).from(sample * maps.sample_stride + maps.offset(position));
-    const auto code = Global<const Value>(input.position);
-    for (uint32_t c = threadIdx.x; c < groups * per_group; c += kBilinearThreads) {
-      const Value x = widen(memory.load(c * maps.channel_stride));
-      channels[c] = code ? x + code.load(c) : x;
-    }
-    __syncthreads();
-  }
-  __device__ Value response(uint32_t x) const {
-    const uint32_t row = x / per_group, column = x - row * per_group;
-    Value sum = 0;
-    for (uint32_t group = 0; group < groups; ++group)
-      sum += channels[group * per_group + row] * channels[group * per_group + column];
-    return tanh(sum * scale);
-  }
-};
-
-template <class T, class Index>
-__global__ void __launch_bounds__(kBilinearThreads)
-    pool_interleaved(GroupBilinear op, Maps<Index> maps, Maps<Index> outputs, DeviceResize resize,
-                     Divisor<uint32_t> positions) {
-  using Value = Accumulation<T>;
-  const InterleavedPosition<T, Index> at(op.input, maps, positions);
-  const auto output = Global<T>(op.output).from(at.sample * outputs.sample_stride + outputs.offset(at.position));
-  for (uint32_t j = threadIdx.x; j < resize.channels; j += kBilinearThreads) {
-    Value above = 0;
-    const uint32_t x = resize.keeps() ? j : resize.lower(j, above);
-    Value value = at.response(x);
-    if (above != 0) value = value * (1 - above) + at.response(x + 1) * above;
-    output.store(j * outputs.channel_stride, narrow<T>(value));
-  }
-}
-
-template <class T, class Index>
-__global__ void __launch_bounds__(kBilinearThreads)
-    gradient_of_interleaved(GroupBilinearBackward op, Maps<Index> maps, Maps<Index> grads, Maps<Index> outputs,
-                            DeviceResize resize, Divisor<uint32_t> positions) {
-  using Value = Accumulation<T>;
-  const InterleavedPosition<T, Index> at(op.input, maps, positions);
-  const uint32_t p = at.per_group, channels = p * at.groups, responses = p * p;
-  const auto gradient = at.channels.from(channels), slopes = gradient.from(resize.channels);  // [channels], [p·p]
-  const auto grad = Global<const T>(op.grad).from(at.sample * grads.sample_stride + grads.offset(at.position));
-  for (uint32_t j = threadIdx.x; j < resize.channels; j += kBilinearThreads)
-    gradient[j] = widen(grad.load(j * grads.channel_stride));
-  __syncthreads();
-
-  const auto of_response = [&](uint32_t x) {
-    if (resize.keeps()) return gradient[x];
-    Value total = 0;
-    for (uint32_t j = resize.first_output(x > 0 ? x - 1 : x); j < resize.first_output(x + 1); ++j) {
-      Value above;
-      const uint32_t lower = resize.lower(j, above);
-      const Value share = lower == x ? 1 - above : above;
-      if (share != 0) total += gradient[j] * share;
-    }
-    return total;
-  };
-  for (uint32_t x = threadIdx.x; x < responses; x += kBilinearThreads) {
-    const uint32_t i = x / p, k = x - i * p;
-    const Value t = at.response(x);
-    slopes[x] = (of_response(x) + of_response(k * p + i)) * (1 - t * t) * at.scale;
-  }
-  __syncthreads();
-
-  const auto output = Global<T>(op.grad_features).from(at.sample * outputs.sample_stride + outputs.offset(at.position));
-  for (uint32_t c = threadIdx.x; c < channels; c += kBilinearThreads) {
-    const uint32_t group = c / p, i = c - group * p;
-    Value total = 0;
-    for (uint32_t k = 0; k < p; ++k) total += at.channels[group * p + k] * slopes[k * p + i];
-    output.store(c * outputs.channel_stride, narrow<T>(total));
   }
 }
 

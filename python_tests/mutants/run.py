@@ -8,7 +8,9 @@ that was stopped goes on where it was. Exit code 1 if fewer than 95 % are caught
 """
 
 import argparse
+import contextlib
 import csv
+import fcntl
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -213,6 +215,18 @@ def run_all(pending: list[Mutant], keys: dict[str, str], results: Results, worke
     return failed
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Nobody else works in the copies meanwhile, or writes the results."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with open(WORK / "lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"expected no other run of the mutants in {WORK}, which one is working in") from None
+        yield
+
+
 def choose(everything: list[Mutant], only: str, area: str) -> list[Mutant]:
     """Those whose id or file matches ``only``, of the lists whose names begin with ``area``."""
     matches = re.compile(only, re.MULTILINE).search
@@ -243,6 +257,11 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="run also what has a result")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    with alone():
+        return 0 if run(arguments) else 1
+
+
+def run(arguments: argparse.Namespace) -> bool:
     everything = mutants()
     chosen = choose(everything, arguments.only, arguments.area)
     results = Results(arguments.results, {mutant.id for mutant in everything})
@@ -251,7 +270,7 @@ def main() -> int:
     known = {id_: result.key for id_, result in results.of.items()}
     pending = [mutant for mutant in chosen if arguments.again or known.get(mutant.id) != keys[mutant.id]]
     print(f"{len(chosen)} mutants, {len(pending)} without a result", flush=True)
-    return 0 if report(chosen, results, run_all(pending, keys, results, arguments.jobs)) else 1
+    return report(chosen, results, run_all(pending, keys, results, arguments.jobs))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .mutant import ROOT, Mutant, files_of, mutants
-from .run import RESULTS, Preloaded, Results, choose, report
+from .run import RESULTS, Preloaded, Results, alone, choose, report
 
 MUTANTS = mutants()
 # Of one operator with few tests and small objects: its kernel, its host side, its public function, its reference.
@@ -90,6 +90,14 @@ def test_a_survivor_is_listed_and_a_share_below_95_percent_fails(
     assert "19 of 20 caught (95.0 %)\nsurvived: number-0 (): It is 0.\n" in capsys.readouterr().out
     assert not report(chosen, results, chosen[:1])
     assert not report(chosen[:19], results, [])
+
+
+def test_two_runs_do_not_share_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("python_tests.mutants.run.WORK", tmp_path / "copies")
+    with alone(), pytest.raises(SystemExit, match="expected no other run of the mutants"), alone():
+        pass
+    with alone():
+        pass
 
 
 def test_they_are_chosen_by_id_file_and_list() -> None:

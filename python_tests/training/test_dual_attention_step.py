@@ -1,29 +1,22 @@
-"""The training step of dual attention fusion: its losses, which way gradients go, its switches and its figures."""
+"""The training step of dual attention fusion: its losses, its switches and its figures."""
 
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from naive_dual_attention import naive_step
+from small_dual_attention import SMALL, parts_of, small_batch, small_bottlenecks, small_task
 from test_step import waiting_for_nothing
 from torch import nn
 
-from fgvc_ext.models import DualAttention, build_backbone
+from fgvc_ext.models import DualAttention
 from fgvc_ext.training import EngineConfig, OptimConfig
-from fgvc_ext.training.dual_attention import DualAttentionClassification, DualAttentionConfig
+from fgvc_ext.training.dual_attention import DualAttentionConfig
 from fgvc_ext.training.part_losses import mean_part_scores
 from fgvc_ext.training.step import TrainingStep
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from small_bottlenecks import small_bottlenecks
-
-SMALL = DualAttentionConfig(fpn_channels=16, head_depth=1, dropout=0.0, distill_warmup_epochs=0)
 ROWS = {
     "baseline": {"use_sppn": False, "use_lhm": False, "use_teacher": False, "use_distill": False},
     "sppn": {"use_lhm": False, "use_teacher": False, "use_distill": False},
@@ -33,177 +26,32 @@ ROWS = {
 }
 
 
-def _task(name: str = "bottlenecks", **changes) -> DualAttentionClassification:
-    torch.manual_seed(0)
-    method = replace(SMALL, **changes)
-    backbone = small_bottlenecks() if name == "bottlenecks" else build_backbone(name)
-    task = DualAttentionClassification(DualAttention(backbone, 5, **method.network()), nn.CrossEntropyLoss(), method)
-    if task.network.proposals is not None:  # anchors differ and boxes move, as in a training that has begun
-        for tower in (task.network.proposals.score, task.network.proposals.change):
-            nn.init.normal_(tower[-1].weight, std=0.05)
-    if task.network.teacher is not None:
-        for module in task.network.teacher.modules():
-            if hasattr(module, "code"):
-                nn.init.uniform_(module.norm.weight, 0.5, 1)
-    return task.train()
-
-
-def _batch(samples: int = 4, side: int = 96) -> dict[str, torch.Tensor]:
-    images = torch.randn(samples, 3, side, side, generator=torch.Generator().manual_seed(1))
-    number = torch.arange(samples)
-    return {"image": images, "label": number % 5, "seed": number + 7, "index": number}
-
-
-@pytest.fixture
-def in_float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def _parts(task, batch=None) -> dict[str, torch.Tensor]:
-    """Every loss that a step adds up, with its graph."""
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "_with_logs", lambda answer, parts, logs: found.update(parts) or answer)
-        task.step(_batch() if batch is None else batch)
-    return found
-
-
-def _reached(loss: torch.Tensor, task) -> set[str]:
-    """Which parts of the model a loss has a gradient for that is not zero."""
-    named = [(name, p) for name, p in task.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
-    moved = {name for (name, _), g in zip(named, gradients, strict=True) if g is not None and g.any()}
-    places = {
-        "student.backbone": "model.student.backbone.",
-        "student.classifier": "model.student.classifier.",
-        "pyramid": "model.proposals.pyramid.",
-        "scores": "model.proposals.score.",
-        "boxes": "model.proposals.change.",
-        "teacher.backbone": "model.teacher.backbone.",
-        "teacher.last": "model.teacher.last.",
-        "teacher.classifier": "model.teacher.classifier.",
-        "fusion": "model.fusion.",
-        "hint": "losses.hint.",
-    }
-    return {place for place, prefix in places.items() if any(name.startswith(prefix) for name in moved)}
-
-
-# ---------------------------------------------------------------- the naive step
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"grouping_weight": 1.0, "con_weight": 0.5, "hint_levels": ("res3", "res5"), "margin": 0.3},
-        {"regions": 40, "iou_threshold": 0.0},
-    ],
-    ids=["usual", "weights", "some refilled"],
-)
-def test_losses_and_gradients_are_those_of_the_naive_step(changes, in_float64):
-    task, batch = _task(**changes).double(), _batch()
-    task.ramp.fill_(0.6)
-    twin = copy.deepcopy(task)
-    expected = naive_step(twin, batch)
-    expected["loss"].backward()
-    answer = task.step(batch)
-    answer["loss"].backward()
-    torch.testing.assert_close(answer["loss"], expected["loss"], rtol=1e-6, atol=0)
-    assert (answer["logs"]["valid_regions"] < 4) == ("iou_threshold" in changes), "refilled regions are in no loss"
-    for name, value in expected.items():
-        if name != "loss":
-            torch.testing.assert_close(answer["logs"][name] / 4, value.detach(), rtol=1e-5, atol=1e-9, msg=name)
-    for (name, own), other in zip(task.named_parameters(), twin.parameters(), strict=True):
-        scale = float(other.grad.abs().max())
-        torch.testing.assert_close(own.grad, other.grad, rtol=0, atol=1e-5 * scale + 1e-12, msg=name)
-    for (name, own), other in zip(task.named_buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(own, other, msg=name)
-
-
-# ---------------------------------------------------------------- which way gradients go
-
-
-@pytest.mark.parametrize(
-    ("loss", "reached"),
-    [
-        ("rank", {"pyramid", "scores"}),
-        ("overlap", {"pyramid", "boxes"}),
-        ("area", {"pyramid", "boxes"}),
-        ("pred", {"student.backbone", "student.classifier"}),
-        ("con", {"student.backbone", "student.classifier"}),
-        ("distill", {"student.backbone", "student.classifier", "hint"}),
-        ("teacher", {"teacher.backbone", "teacher.last", "teacher.classifier"}),
-        ("grouping", {"teacher.backbone", "teacher.last"}),
-        ("fusion", {"fusion"}),
-    ],
-)
-def test_what_a_loss_trains(loss, reached):
-    """Boxes learn from their own two losses alone, scores from the ranking, the student from its predictions and from
-    the teacher, the teacher from its own, the fusion alone from the fused scores."""
-    task = _task(grouping_weight=1.0)
-    assert _reached(_overlapping(task, loss), task) == reached
-
-
-def _overlapping(task, loss: str) -> torch.Tensor:
-    """One of the losses; boxes that do not overlap have no gradient of it: here they may."""
-    if loss == "overlap":
-        task.network.proposals.iou_threshold = 1.0
-    return _parts(task)[loss]
-
-
-@pytest.mark.parametrize("loss", ["rank", "overlap", "area"])
-def test_the_backbone_is_reached_by_regions_only_where_that_is_asked_for(loss):
-    task = _task(sppn_detach=False)
-    assert "student.backbone" in _reached(_overlapping(task, loss), task)
-
-
-def test_the_networks_are_reached_by_the_fusion_only_where_that_is_asked_for():
-    task = _task(csf_detach=False)
-    found = _reached(_parts(task)["fusion"], task)
-    assert found == {
-        *("fusion", "student.backbone", "student.classifier"),
-        *("teacher.backbone", "teacher.last", "teacher.classifier"),
-    }
-
-
-def test_every_parameter_has_a_gradient_that_a_step_makes():
-    for name in ("bottlenecks", "resnet10_narrow"):
-        task = _task(name)
-        task.step(_batch(side=64))["loss"].backward()
-        assert [n for n, p in task.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-
-
-# ---------------------------------------------------------------- the step
-
-
 def test_the_weights_of_the_three_losses():
-    whole = _parts(_task(student_weight=0.5, teacher_weight=2.0, fusion_weight=3.0))
+    whole = parts_of(small_task(student_weight=0.5, teacher_weight=2.0, fusion_weight=3.0))
     student = sum(whole[name] for name in ("pred", "rank", "overlap", "con", "area", "distill"))
-    task = _task(student_weight=0.5, teacher_weight=2.0, fusion_weight=3.0)
+    task = small_task(student_weight=0.5, teacher_weight=2.0, fusion_weight=3.0)
     expected = 0.5 * student + 2 * (whole["teacher"] + whole["grouping"]) + 3 * whole["fusion"]
-    torch.testing.assert_close(task.step(_batch())["loss"], expected)
+    torch.testing.assert_close(task.step(small_batch())["loss"], expected)
 
 
 def test_the_distillation_rises_over_the_first_epochs():
-    task = _task(distill_warmup_epochs=5)
+    task = small_task(distill_warmup_epochs=5)
     weights = []
     for epoch in (0, 1, 4, 5, 9):
         task.start_epoch(epoch)
         weights.append(task.ramp.item())
     assert weights == pytest.approx([0, 0.2, 0.8, 1, 1])
     task.start_epoch(0)
-    assert _parts(task)["distill"] == 0
-    plain = _task(distill_warmup_epochs=0)
+    assert parts_of(task)["distill"] == 0
+    plain = small_task(distill_warmup_epochs=0)
     plain.start_epoch(0)
     assert plain.ramp == 1
     assert "ramp" not in task.state_dict()
 
 
 def test_hint_and_soft_targets_may_share_one():
-    whole, shared = _parts(_task(hint_weight=0.3)), _task(hint_weight=0.3, distill_mix="convex")
-    answer = shared.step(_batch())
+    whole, shared = parts_of(small_task(hint_weight=0.3)), small_task(hint_weight=0.3, distill_mix="convex")
+    answer = shared.step(small_batch())
     hint, soft = answer["logs"]["hint"] / 4, answer["logs"]["soft"] / 4
     torch.testing.assert_close(whole["distill"].detach(), 0.3 * hint + soft)
     torch.testing.assert_close(answer["logs"]["distill"] / 4, 0.3 * hint + 0.7 * soft)
@@ -215,7 +63,7 @@ def test_the_smallest_area_and_the_blur_shrink_with_the_image(monkeypatch):
     seen = {}
     real = dual_attention.part_box_losses
     monkeypatch.setattr(dual_attention, "part_box_losses", lambda *a, **o: seen.update(o) or real(*a, **o))
-    _task(parts=7).step(_batch(side=64))
+    small_task(parts=7).step(small_batch(side=64))
     assert seen["min_area"] == pytest.approx(32**2 * (64 / 448) ** 2)
     assert seen["parts"] == 7
 
@@ -266,17 +114,19 @@ def test_every_setting_reaches_the_network_and_the_losses(monkeypatch):
     composed, real_parts = {}, models.compose_parts
     monkeypatch.setattr(models, "compose_parts", lambda *a, **o: composed.update(o) or real_parts(*a, **o))
     asked = {"noise_mode": "replace", "noise_std": 0.5, "part_size": 48, "seed": None}
-    _task(noise_mode="replace", noise_std=0.5, part_size=48).network.part_images(_batch()["image"], torch.ones(4, 1, 4))
+    small_task(noise_mode="replace", noise_std=0.5, part_size=48).network.part_images(
+        small_batch()["image"], torch.ones(4, 1, 4)
+    )
     assert {name: composed[name] for name in asked} == asked
 
     boxes = {"iou_weight": 0.5, "detach_denominator": True, "area_mode": "hinge"}
     seen, real = {}, dual_attention.part_box_losses
     monkeypatch.setattr(dual_attention, "part_box_losses", lambda *a, **o: seen.update(o) or real(*a, **o))
-    half, whole = _parts(_task(**boxes, area_weight=0.5)), _parts(_task(**boxes))
+    half, whole = parts_of(small_task(**boxes, area_weight=0.5)), parts_of(small_task(**boxes))
     assert {name: seen[name] for name in boxes} == boxes
     torch.testing.assert_close(half["area"], 0.5 * whole["area"])
     alone = {"use_teacher": False, "use_distill": False}
-    losses = [_task(**alone, student_weight=weight).step(_batch())["loss"] for weight in (1.0, 0.5)]
+    losses = [small_task(**alone, student_weight=weight).step(small_batch())["loss"] for weight in (1.0, 0.5)]
     torch.testing.assert_close(losses[1], 0.5 * losses[0])
 
 
@@ -303,7 +153,7 @@ def test_the_defaults_are_the_specifications():
 
 @pytest.mark.parametrize("kind", ["shared", "own"])
 def test_part_images_move_running_statistics_only_where_they_share_them(kind):
-    model = _task("resnet10_narrow", part_statistics=kind).network
+    model = small_task("resnet10_narrow", part_statistics=kind).network
     parts = torch.randn(2, 3, 3, 64, 64)
     norms = [module for module in model.student.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [(module.running_mean.clone(), module.running_var.clone(), module.momentum) for module in norms]
@@ -319,10 +169,10 @@ def test_part_images_move_running_statistics_only_where_they_share_them(kind):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_of_table_3_trains(row):
-    task = _task("resnet10_narrow", **ROWS[row])
+    task = small_task("resnet10_narrow", **ROWS[row])
     step = TrainingStep(task, OptimConfig(lr=0.01), EngineConfig(precision="fp32"), torch.device("cpu"), 2)
     before = copy.deepcopy(task.state_dict())
-    sums = step(_batch(side=64), 0, [4])
+    sums = step(small_batch(side=64), 0, [4])
     assert step.look().skipped == 0
     moved = {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
     # Of the proposals, those of levels that were not selected do not; and a ranking knows no common shift of scores.
@@ -339,7 +189,7 @@ def test_every_row_of_table_3_trains(row):
     assert losses & set(sums) == expected
     assert all(value.isfinite().all() for value in sums.values())
     task.eval()
-    measures = task.measures(task.eval_step(_batch(side=64)))
+    measures = task.measures(task.eval_step(small_batch(side=64)))
     assert next(iter(measures)) == "accuracy"
     assert ("teacher_accuracy" in measures) == (row in ("teacher", "all"))
 
@@ -359,28 +209,28 @@ def test_every_row_of_table_3_trains(row):
     ],
 )
 def test_every_switch_trains(changes):
-    task = _task("resnet10_narrow", **changes)
+    task = small_task("resnet10_narrow", **changes)
     step = TrainingStep(task, OptimConfig(lr=0.01), EngineConfig(precision="fp32"), torch.device("cpu"), 2)
-    step(_batch(side=64), 0, [4])
+    step(small_batch(side=64), 0, [4])
     assert step.look().skipped == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_waits_for_nothing(precision):
-    task = _task()
+    task = small_task()
     step = TrainingStep(task, OptimConfig(lr=0.01), EngineConfig(precision=precision), torch.device("cpu"), 2)
-    step(_batch(), 0, [4])
+    step(small_batch(), 0, [4])
     with waiting_for_nothing():
-        step(_batch(), 1, [4])
+        step(small_batch(), 1, [4])
     assert step.look().skipped == 0
 
 
 @pytest.mark.slow
 def test_a_step_is_one_graph_in_all_epochs():
     torch._dynamo.reset()
-    task, graphs = _task("resnet10_narrow", distill_warmup_epochs=5), []
+    task, graphs = small_task("resnet10_narrow", distill_warmup_epochs=5), []
     compiled = torch.compile(task, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
-    twin, batch = copy.deepcopy(task), _batch(side=64)
+    twin, batch = copy.deepcopy(task), small_batch(side=64)
     for epoch in range(2):
         task.start_epoch(epoch)
         twin.start_epoch(epoch)
@@ -390,9 +240,9 @@ def test_a_step_is_one_graph_in_all_epochs():
 
 def test_part_images_have_the_noise_of_their_sample():
     """Whatever batch a sample is in: its seed keys it."""
-    task, seen = _task(), []
+    task, seen = small_task(), []
     task.network.student.backbone.conv1.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-    batch = _batch()
+    batch = small_batch()
     task.step(batch)
     task.step({**batch, "seed": batch["seed"] + 1})
     task.step(batch)
@@ -402,8 +252,8 @@ def test_part_images_have_the_noise_of_their_sample():
 
 
 def test_a_process_without_samples_takes_part():
-    task = _task("resnet10_narrow")
-    batch = {name: value[:0] for name, value in _batch(side=64).items()}
+    task = small_task("resnet10_narrow")
+    batch = {name: value[:0] for name, value in small_batch(side=64).items()}
     answer = task.step(batch)
     answer["loss"].nan_to_num().backward()
     assert answer["n"] == 0
@@ -420,7 +270,7 @@ def test_a_task_without_teacher_cannot_distil():
 
 
 def test_what_is_counted_of_the_regions():
-    task, batch = _task(), _batch()
+    task, batch = small_task(), small_batch()
     twin = copy.deepcopy(task)
     logs = task.step(batch)["logs"]
     seen = twin.network.look(batch["image"])
@@ -443,7 +293,7 @@ def test_what_is_counted_of_the_regions():
 
 @torch.no_grad()
 def test_evaluation_counts_every_score():
-    task, batch = _task(evaluate_parts=True).eval(), _batch(8)
+    task, batch = small_task(evaluate_parts=True).eval(), small_batch(8)
     nn.init.normal_(task.network.fusion.linear.weight)
     sums, found = task.eval_step(batch), task.network.all_scores(batch["image"])
     mean = found["student"].softmax(1) + found["teacher"].softmax(1)
@@ -464,7 +314,7 @@ def test_evaluation_counts_every_score():
 
 @torch.no_grad()
 def test_crops_are_averaged():
-    task, batch = _task("resnet10_narrow").eval(), _batch(2, 64)
+    task, batch = small_task("resnet10_narrow").eval(), small_batch(2, 64)
     crops = torch.stack([batch["image"], batch["image"].flip(3)], 1)
     sums = task.eval_step({**batch, "image": crops})
     scores = (task.network(batch["image"]) + task.network(batch["image"].flip(3))) / 2
@@ -472,7 +322,7 @@ def test_crops_are_averaged():
 
 
 def test_every_parameter_has_the_rate_of_its_group():
-    task = _task(sppn_lr=0.5)
+    task = small_task(sppn_lr=0.5)
     names = {id(p): name for name, p in task.named_parameters()}
     optim, rates = OptimConfig(lr=0.1, new_layers_lr=1.0, new_layers=("classifier", "bilinear")), {}
     for group in task.param_groups(optim):

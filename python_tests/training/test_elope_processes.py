@@ -53,7 +53,7 @@ def without_statistics(folder: Path) -> int:
     """The classifier's stage, whose batch norms are taken out: their statistics are those of a process' share."""
     torch.set_num_threads(1)
     module = elope()
-    usual = module.Pipeline.network
+    usual = module.ELoPEStages.network
 
     def network(self, earlier, weighted=False):
         model = usual(self, earlier, weighted)
@@ -63,7 +63,7 @@ def without_statistics(folder: Path) -> int:
                     setattr(parent, name, torch.nn.Identity())
         return model
 
-    module.Pipeline.network = network
+    module.ELoPEStages.network = network
     more = ["--method.localisation", "off", "--method.weights", "False", "--report", "False", "--optim.lr", "0.001"]
     more += ["--model.weights", "none"]
     # 24 images in batches of 9: shares of 5 and 4, and of 3 and 3

@@ -1,4 +1,5 @@
 #include "../../cuda/group_bilinear.cuh"
+#include "../../cuda/group_bilinear_interleaved.cuh"
 
 #include "launches.h"
 

@@ -6,7 +6,12 @@ MODELS = "python_tests/models"
 TRAINING = "python_tests/training"
 PROPOSALS = (f"{MODELS}/test_part_proposal.py",)
 NETWORK = (f"{MODELS}/test_dual_attention.py", "-k", "not exported and not no_resnet")
-STEP = (f"{TRAINING}/test_dual_attention_step.py", "-k", "not every_switch and not waits and not one_graph")
+STEP = (
+    f"{TRAINING}/test_dual_attention_gradients.py",
+    f"{TRAINING}/test_dual_attention_step.py",
+    "-k",
+    "not every_switch and not waits and not one_graph",
+)
 
 MUTANTS = [
     *of(
