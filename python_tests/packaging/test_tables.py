@@ -203,15 +203,98 @@ def test_the_csv_carries_results_to_another_machine(tables, tmp_path, monkeypatc
     assert [(line["seed"], line["device"], line["torch"], line["memory"]) for line in lines] == [
         ("0", "cpu", "1.2", ""), ("1", "cpu", "1.2", ""), ("2", "gpu", "", "8"),
     ]  # fmt: skip
-    assert call(tables, tmp_path, "--only", "plain", "--afresh", "--seeds", "0") == 0
+
+
+def lines_of(file: Path) -> list[tuple[str, str, str]]:
+    with file.open() as stream:
+        return [(line["row"], line["seed"], line["test, %"]) for line in csv.DictReader(stream)]
+
+
+THREE = [("plain", "0", "50"), ("plain", "1", "51"), ("plain", "2", "54")]
+
+
+def test_afresh_repeats_what_only_the_csv_holds_and_keeps_the_others(tables, tmp_path):
+    assert call(tables, tmp_path, "--only", "plain", "--write") == 0
+    shutil.rmtree(tmp_path / "runs")
+    assert call(tables, tmp_path, "--only", "plain", "--afresh", "--seeds", "0", "--write") == 0
     assert len(calls(tmp_path)) == 4
-    file = tmp_path / "toy.toml"  # other columns: what the CSV holds does not fit them
-    file.write_text(TABLE.replace('name = "iou"', 'name = "overlap"'))
+    assert lines_of(tmp_path / "toy.csv") == THREE
+    assert rows_of(tmp_path / "page.md")["plain"][4] == "3"
+
+
+@pytest.mark.parametrize("words", [["--afresh", "--show"], ["--afresh", "--only", "plain"]])
+def test_a_run_that_does_not_come_about_loses_no_line(tables, tmp_path, words):
+    assert call(tables, tmp_path, "--only", "plain", "--write") == 0
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "train/stop").write_text("75")
+    assert call(tables, tmp_path, *words, "--write") == (0 if "--show" in words else 75)
+    assert lines_of(tmp_path / "toy.csv") == THREE
+    assert rows_of(tmp_path / "page.md")["plain"][4] == "3"
+
+
+def test_lines_of_other_seeds_and_arguments_stay_in_the_csv(tables, tmp_path):
+    assert call(tables, tmp_path, "--only", "plain", "--seeds", "0", "7", "--write") == 0
+    assert call(tables, tmp_path, "--only", "plain", "--more", "--x 1", "--seeds", "0", "--write") == 0
     assert call(tables, tmp_path, "--show", "--write") == 0
-    assert rows_of(tmp_path / "page.md")["plain"][4] == "2"  # the runs whose folders are here
+    assert lines_of(tmp_path / "toy.csv") == [("plain", "0", "50"), ("plain", "0", "50"), ("plain", "7", "99")]
+    assert rows_of(tmp_path / "page.md")["plain"][4] == "1"
 
 
-@pytest.mark.parametrize("text", ["", "row,seed\n", 'row,seed,"test, %",iou,lacking,seconds,arguments\nplain,0,1\n'])
+def test_two_at_once_keep_each_other_s_results(tables, tmp_path, monkeypatch):
+    """With folders of their own, as on two machines: one writes while the other still trains."""
+    usual, folders = tables.run_all, [tmp_path / "there"]
+
+    def meanwhile(runs, given):
+        code = usual(runs, given)
+        while folders:
+            folder = str(folders.pop())
+            assert call(tables, tmp_path, "--runs", folder, "--only", "p 0.6, G 1", "--seeds", "0", "--write") == 0
+        return code
+
+    monkeypatch.setattr(tables, "run_all", meanwhile)
+    assert call(tables, tmp_path, "--only", "plain", "--seeds", "0", "--write") == 0
+    assert lines_of(tmp_path / "toy.csv") == [("plain", "0", "50"), ("p 0.6, G 1", "0", "60")]
+    assert list(rows_of(tmp_path / "page.md")) == ["plain", "p 0.6, G 1"]
+
+
+def test_a_csv_of_other_columns_is_told_and_kept(tables, tmp_path, capsys):
+    assert call(tables, tmp_path, "--only", "plain", "--write") == 0
+    file, before = tmp_path / "toy.toml", (tmp_path / "toy.csv").read_text()
+    file.write_text(TABLE.replace('name = "iou"', 'name = "overlap"'))
+    assert call(tables, tmp_path, "--show", "--write") == 1
+    assert "expected the columns test, %, overlap, lacking, found test, %, iou, lacking" in capsys.readouterr().err
+    assert (tmp_path / "toy.csv").read_text() == before
+
+
+def test_a_loss_that_is_no_number_is_told_as_such(tables, tmp_path):
+    (tmp_path / "train/toy.py").write_text(DRIVER.replace('{"iou": 0.5}', '{"iou": float("nan")}'))
+    assert call(tables, tmp_path, "--only", "plain", "--write") == 0
+    assert rows_of(tmp_path / "page.md")["plain"][:2] == ["51.7 ± 2.1", "nan ± nan"]
+    shutil.rmtree(tmp_path / "runs")
+    assert call(tables, tmp_path, "--show", "--write") == 0
+    assert rows_of(tmp_path / "page.md")["plain"][:2] == ["51.7 ± 2.1", "nan ± nan"]
+
+
+def test_files_of_a_run_that_are_something_else(tables, tmp_path, capsys):
+    assert call(tables, tmp_path, "--only", "plain", "--seeds", "0") == 0
+    (tmp_path / "runs/toy/plain/seed-0/run.json").write_text("[]")
+    assert call(tables, tmp_path, "--only", "plain", "--seeds", "0") == 0
+    assert len(calls(tmp_path)) == 2
+    (tmp_path / "runs/toy/plain/seed-0.json").write_text('{"words": ["de')
+    assert call(tables, tmp_path, "--show") == 1
+    assert "seed-0.json: expected what this script leaves there, or no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "row,seed\n",
+        'row,seed,"test, %",iou,lacking,seconds,arguments\nplain,0,1\n',
+        'row,seed,"test, %",iou,lacking,seconds,arguments,date\nplain,0,1,,,2,demo,\n',
+        'row,seed,"test, %",iou,lacking,seconds,arguments,date\nplain,0,\0,,,2,demo,2020-01-01\n',
+    ],
+)
 def test_a_csv_of_something_else_is_told(tables, tmp_path, capsys, text):
     (tmp_path / "toy.csv").write_text(text)
     assert call(tables, tmp_path, "--only", "plain") == 1
@@ -279,3 +362,14 @@ def test_the_tables_here_are_command_lines_of_their_drivers(tables, monkeypatch,
         config = driver.read_arguments(tables.filled([*found.arguments, *row.arguments], given))
         if "val" in found.columns[0].measure:
             assert config.data.val_fraction > 0, row.name
+
+
+@pytest.mark.parametrize("file", _shipped(), ids=lambda file: file.stem)
+def test_the_page_tells_what_the_csv_holds(tables, tmp_path, monkeypatch, capsys, file):
+    monkeypatch.setattr(tables, "ROOT", FOLDER.parent)
+    if not (FOLDER / "results" / f"table-{file.stem}.csv").exists():
+        pytest.skip("it has not been run")
+    page = (FOLDER.parent / "docs/results.md").read_text()
+    assert tables.main([str(file), "--show", "--runs", str(tmp_path)]) == 0
+    mark = f"<!-- benchmarks/tables.py writes {file.stem} from here -->\n"
+    assert page.partition(mark)[2].partition(f"<!-- to here: {file.stem} -->")[0] == capsys.readouterr().out
