@@ -30,6 +30,8 @@ class _TimmFeatures(nn.Module):
         form: of what its `forward_features` gives: "NCHW", "NHWC" or "tokens".
         prefix: the number of tokens before those of the map.
         norm: False for the few models of tokens whose only norm lies behind the pooling.
+        together: whether one pass gives the last map beside those of stages or blocks.
+        deeper: whether the last map is a smaller one than that of the last stage.
         image_size: height and width of the images for which it is built.
     """
 
@@ -37,6 +39,7 @@ class _TimmFeatures(nn.Module):
         super().__init__()
         self.name, self.model, self.image_size = name, model, image_size
         self.form, self.prefix, self.norm = "NCHW", 0, True
+        self.together, self.deeper = False, False
 
     def forward(self, images: Tensor) -> Tensor:
         try:
@@ -50,6 +53,36 @@ class _TimmFeatures(nn.Module):
         """Feature maps [N,C,h,w] of stages or blocks by number, or of the last so many."""
         options = {"norm": norm, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
         return self.model.forward_intermediates(images, indices=indices, **options)  # type: ignore[operator]
+
+    def maps_and_last(self, images: Tensor, indices: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """Feature maps of stages or blocks by number, and the last map, as `forward` gives it."""
+        if not self.together:
+            return (self.maps(images, indices) if indices else []), self(images)
+        return self._in_one_pass(images, indices)
+
+    def _in_one_pass(self, images: Tensor, indices: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        model: Any = self.model
+        taken = sorted({*indices, len(model.feature_info) - 1})  # that of the last stage has the shape of the last map
+        last, maps = model.forward_intermediates(
+            images, indices=taken, norm=False, output_fmt="NCHW", intermediates_only=False
+        )
+        if self.form == "tokens":
+            last = last[:, self.prefix :].transpose(1, 2).unflatten(2, maps[-1].shape[-2:])
+        else:
+            last = self.to_map(last)
+        return [one for number, one in zip(taken, maps, strict=True) if number in indices], last
+
+    def compare_with_stages(self, images: Tensor, last: Tensor) -> None:
+        """Find out how the last map of these images goes together with what timm gives of stages or blocks."""
+        model: Any = self.model
+        deepest = len(model.feature_info) - 1
+        try:
+            (of_stage,), found = self._in_one_pass(images, [deepest])
+            # Not what every model returns beside its stages is the last map.
+            self.together = found.shape == last.shape and torch.allclose(found, last, rtol=1e-3, atol=1e-4)
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):
+            of_stage = self.maps(images, [deepest])[0]
+        self.deeper = of_stage.shape[-2:] != last.shape[-2:]
 
     def to_map(self, features: Tensor) -> Tensor:
         """The map [N,C,h,w] that a layer gives as [N,h,w,C] where this model's layers do."""
@@ -140,33 +173,39 @@ class TimmBackbone(Backbone):
 
     # ---------------------------------------------------------------- maps within
 
-    def level_names(self) -> list[str]:
-        """See `Backbone.level_names`: timm's stages or blocks, and the final norm where it is a group of its own."""
+    def _stages(self) -> list[str]:
+        """timm's names of the stages or blocks whose maps it gives."""
         model: Any = self.body.model
-        known = [str(info["module"]) for info in model.feature_info]
-        return [*known, *(name for name in list(self.groups())[-1:] if name not in known)]
+        return [str(info["module"]) for info in model.feature_info]
+
+    def level_names(self) -> list[str]:
+        """See `Backbone.level_names`: timm's stages or blocks. The last level is the last map, which may be that of the
+        last stage behind a norm or a convolution; it stands in that one's place, not beside it."""
+        stages, last = self._stages(), list(self.groups())[-1]
+        return [*(name for name in (stages if self.body.deeper else stages[:-1]) if name != last), last]
 
     def levels(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-        """See `Backbone.levels`. A transformer's blocks may be given by number alone, as "11".
+        """See `Backbone.levels`. Any of timm's stages or blocks may be asked for; blocks by number alone, as "11".
 
-        A level is what its stage or block gives. The final norm, where it is a group of its own, gives the last map.
+        A level is what its stage or block gives, and the last one of `level_names` what the backbone gives.
         """
-        model: Any = self.body.model
-        known = [str(info["module"]) for info in model.feature_info]
-        last = self.level_names()[len(known) :]
-        numbers = {name: known.index(name) for name in names if name in known}
-        numbers |= {name: int(name) for name in names if name.isdigit() and int(name) < len(known)}
-        if unknown := [name for name in names if name not in numbers and name not in last]:
-            raise ValueError(f"backbone: levels: expected some of {', '.join([*known, *last])}, got {unknown[0]!r}")
+        stages, last = self._stages(), self.level_names()[-1]
+        numbers = {name: stages.index(name) for name in names if name in stages and name != last}
+        numbers |= {name: int(name) for name in names if name.isdigit() and int(name) < len(stages)}
+        if unknown := [name for name in names if name not in numbers and name != last]:
+            known = ", ".join(dict.fromkeys([*stages, last]))
+            raise ValueError(f"backbone: levels: expected some of {known}, got {unknown[0]!r}")
         if self._is_frozen_features(images):
-            return self._levels_behind(images, [known[numbers[name]] if name in numbers else name for name in names])
-        order = sorted(set(numbers.values()))
+            return self._levels_behind(images, [stages[numbers[name]] if name in numbers else name for name in names])
+        order, found = sorted(set(numbers.values())), images
         try:
-            maps = self.body.maps(images, order) if order else []
+            if last in names:
+                maps, found = self.body.maps_and_last(images, order)
+            else:
+                maps = self.body.maps(images, order)
         except (AssertionError, RuntimeError) as error:
             raise self.body.of_size(images, error) from error
-        final = self.body(images) if any(name in last for name in names) else images
-        return [maps[order.index(numbers[name])] if name in numbers else final for name in names]
+        return [maps[order.index(numbers[name])] if name in numbers else found for name in names]
 
     def _levels_behind(self, features: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Levels from the end of the frozen part on, whose output was given."""
@@ -300,7 +339,10 @@ def _look_at(body: _TimmFeatures, size: tuple[int, int]) -> _TimmGroups:
     model.eval()
     with torch.enable_grad():  # also where a caller has turned it off
         features, calls = calls_of(model, images)
-        total = _map_in(body, features, images).sum()
+        last = _map_in(body, features, images)
+        total = last.sum()
+    with torch.no_grad():
+        body.compare_with_stages(images, last)
     model.train(training)
     named = dict(model.named_parameters())
     gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)

@@ -276,7 +276,8 @@ def test_a_backbone_that_is_no_resnet():
 @torch.no_grad()
 def test_backbones_of_timm_give_the_levels_that_they_have(images):
     for name in ("timm/test_efficientnet", "timm/test_resnet", "timm/test_vit"):
-        backbone = build_backbone(name)
+        backbone = build_backbone(name).eval()
         model = DualAttention(backbone, 4, fpn_channels=8, head_depth=1).eval()
         assert model.student.names == backbone.level_names()[-3:] == model.teacher.names
         assert model(images).shape == (len(images), 4)
+        assert torch.equal(model.student.levels(images)[-1], backbone(images)), "the map that is classified is pooled"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 
 import pytest
@@ -157,6 +158,57 @@ def test_levels_are_the_outputs_of_blocks(name):
         torch.testing.assert_close(last, backbone(images))
     with pytest.raises(ValueError, match=r"levels: expected some of blocks\.0, .*, got '99'"):
         backbone.levels(images, ["99"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # what is pooled is the last stage behind a norm, an activation, a convolution, under another name, or itself
+        ("densenet121", ["features.denseblock2", "features.denseblock3", "features"]),
+        ("vgg11", ["features.14", "features.19", "features"]),
+        ("repvgg_a0", ["stages.1", "stages.2", "stages.3"]),
+        ("nf_regnet_b0", ["stages.1", "stages.2", "final_conv"]),
+        ("test_efficientnet", ["blocks.2", "blocks.3", "bn2"]),
+        ("levit_128s", ["stages.0", "stages.1", "stages.2"]),
+        ("test_vit", ["blocks.3", "blocks.4", "norm"]),
+        ("test_resnet", ["layer2", "layer3", "layer4"]),
+    ],
+)
+@torch.no_grad()
+def test_the_last_level_is_the_backbone_s_map_and_no_level_stands_there_twice(name, expected):
+    torch.manual_seed(0)
+    backbone = build_backbone(f"timm/{name}").eval()
+    images = torch.randn(1, 3, *(backbone.body.image_size if name == "levit_128s" else (96, 64)))
+    names = backbone.level_names()
+    assert names[-3:] == expected
+    levels = backbone.levels(images, names)
+    torch.testing.assert_close(levels[-1], backbone(images))
+    for one, other in itertools.combinations(levels, 2):
+        assert one.shape != other.shape or (one - other).abs().max() > 1e-2 * one.abs().max()
+    calls = []
+    backbone.body.model.register_forward_hook(lambda *_: calls.append(1))
+    first = next(module for module in backbone.body.model.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_hook(lambda *_: calls.append(1))
+    for one, other in zip(backbone.levels(images, expected), levels[-3:], strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(calls) == 1, "one pass gives them all"
+
+
+@torch.no_grad()
+def test_a_model_that_returns_something_else_beside_its_levels_is_passed_twice(monkeypatch):
+    torch.manual_seed(0)
+    backbone = build_backbone("timm/test_vit").eval()
+    usual, images = backbone.body.model.forward_intermediates, torch.randn(1, 3, 64, 64)
+    expected = backbone.levels(images, ["blocks.1", "norm"])
+
+    def without_norm(x, **options):
+        found = usual(x, **options)
+        return found if options["intermediates_only"] else (found[0] + 1, found[1])
+
+    monkeypatch.setattr(backbone.body.model, "forward_intermediates", without_norm)
+    backbone.body.compare_with_stages(images, backbone(images))
+    for one, other in zip(backbone.levels(images, ["blocks.1", "norm"]), expected, strict=True):
+        assert torch.equal(one, other)
 
 
 @torch.no_grad()
