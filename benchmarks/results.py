@@ -14,6 +14,7 @@ from cases import FLOOR, OURS, Measured, Verdict
 from timing import Times
 
 import fgvc_ext
+from fgvc_ext.atomic_files import write_atomically
 
 BEGIN, END = "<!-- benchmarks/run.py writes from here -->", "<!-- to here -->"
 
@@ -103,8 +104,10 @@ def verdicts_table(results: Sequence[Result]) -> str:
 
 
 def sections(results: Sequence[Result], device: str) -> dict[str, str]:
-    """By operator: on what it was measured, and its tables. Of the sweep: how many shapes pass, and the others."""
-    facts = " · ".join(f"{name.replace('_', ' ')}: {value}" for name, value in machine(device).items())
+    """By operator (and GPU): on what it was measured, and its tables. Of the sweep: how many pass, and the others."""
+    of = machine(device)
+    facts = " · ".join(f"{name.replace('_', ' ')}: {value}" for name, value in of.items())
+    where = "" if device == "cpu" else f" on {of['device']}"  # no device takes the place of another's tables
     found = {}
     for op in dict.fromkeys(result.case.op for result in results):
         headline = [result for result in results if result.case.op == op and not result.case.sweep]
@@ -117,7 +120,7 @@ def sections(results: Sequence[Result], device: str) -> dict[str, str]:
             parts.append(f"Sweep: {len(swept) - len(short)} of {len(swept)} cases pass.")
             if short:
                 parts += ["Those that fall short:", times_table(short), verdicts_table(short)]
-        found[op] = "\n\n".join(parts)
+        found[op + where] = "\n\n".join(parts)
     return found
 
 
@@ -135,7 +138,8 @@ def replace_sections(path: Path, found: Mapping[str, str]) -> None:
     block, after = rest.split(END)
     there = dict(section.split("\n", 1) for section in re.split("^### ", block, flags=re.MULTILINE)[1:])
     text = document({**{op: section.strip() for op, section in there.items()}, **found})
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    new = f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    write_atomically(path, lambda stream: stream.write(new.encode()))
 
 
 class CsvFile:

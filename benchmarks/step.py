@@ -66,7 +66,8 @@ def block_and_loss(network: Network) -> Task:
 
 def elope(network: Network) -> Task:
     loss = nn.CrossEntropyLoss()
-    return EmbeddingClassification(ELoPE(network(), CLASSES), loss=loss, embedding_loss=ClassMeanLoss(CLASSES, 512))
+    model = ELoPE(network(), CLASSES, weighted=True)
+    return EmbeddingClassification(model, loss=loss, embedding_loss=ClassMeanLoss(CLASSES, 512))
 
 
 def knowledge_transfer(teachers: int, network: Network) -> Task:

@@ -6,6 +6,9 @@
 #include <cmath>
 
 #include "philox.h"
+#ifdef FGVC_EXT_EMULATE_CUDA
+#include <cuda_runtime.h>  // the emulation's, with CUDA's functions
+#endif
 
 namespace fgvc_ext {
 
@@ -81,7 +84,8 @@ static FGVC_PHILOX_INLINE WideNormals wide_normals_of(const PhiloxWords<OneLane>
   double u[4];
   for (int i = 0; i < 4; ++i) u[i] = uniform_of<OneLane>(words.word[i]);
   const double first = sqrt(-2 * log(u[0])), second = sqrt(-2 * log(u[2]));
-#ifdef __CUDA_ARCH__  // these need no memory of a thread's own, as cos and sin of large angles do
+#if defined(__CUDA_ARCH__) || defined(FGVC_EXT_EMULATE_CUDA)
+  // These need no memory of a thread's own, as cos and sin of large angles do.
   return {{first * cospi(2 * u[1]), first * sinpi(2 * u[1]), second * cospi(2 * u[3])}};
 #else
   constexpr double kTurn = 6.28318530717958647692;

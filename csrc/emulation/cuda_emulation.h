@@ -57,6 +57,10 @@ T* dynamic_shared() {
   return static_cast<T*>(emulation::Machine::instance().dynamic_shared());
 }
 
+// CUDA's own; in a host's C library they are new.
+inline double cospi(double x) { return std::cos(3.14159265358979323846 * x); }
+inline double sinpi(double x) { return std::sin(3.14159265358979323846 * x); }
+
 namespace emulation {
 
 // Called at every load and store of global memory.

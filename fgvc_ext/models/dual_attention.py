@@ -163,11 +163,16 @@ class DualAttention(Model, method="dual_attention"):
         for name, value, choices in (
             ("part_images", part_images, get_args(PartImages)),
             ("part_statistics", part_statistics, get_args(PartStatistics)),
+            ("noise_mode", noise_mode, ("add", "replace")),
         ):
             if value not in choices:
                 raise ValueError(f"DualAttention: {name}: expected one of {', '.join(choices)}, got {value!r}")
-        if not 0 <= fg_threshold < math.inf:
-            raise ValueError(f"DualAttention: fg_threshold: expected a number from 0 on, got {fg_threshold}")
+        numbers = {"fg_threshold": fg_threshold, "blur_sigma": blur_sigma, "noise_std": noise_std}
+        for name, number in numbers.items():
+            if not 0 <= number < math.inf:
+                raise ValueError(f"DualAttention: {name}: expected a number from 0 on, got {number}")
+        if part_size is not None and part_size < 1:
+            raise ValueError(f"DualAttention: part_size: expected None or at least 1, got {part_size}")
         self._options: dict[str, Any] = {
             name: list(v) if isinstance(v, (tuple, list)) else v for name, v in options.items()
         }

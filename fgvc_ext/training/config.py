@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -52,6 +53,8 @@ class OptimConfig:
     """schedule=step: epochs between two reductions."""
     step_factor: float = 0.1
     """schedule=step: factor of a reduction."""
+    step_times: int | None = at_least(1, None)
+    """schedule=step: reductions at most; None: as many as the epochs have room for."""
     warmup_epochs: float = at_least(0, 0.0)
     """Epochs in which the rate rises linearly to its full value."""
     clip_grad_norm: float | None = at_least(0, None)
@@ -153,14 +156,15 @@ class ConfigMismatch(ValueError):  # noqa: N818 (says what happened)
 
 
 def check_limits(config: Any, prefix: str = "--") -> None:
-    """Raise ValueError for the first field below its limit (`at_least`), named by its flag."""
+    """Raise ValueError for the first field below its limit (`at_least`), or without any, named by its flag."""
     for entry in dataclasses.fields(config):
         value, flag = getattr(config, entry.name), prefix + entry.name.replace("_", "-")
         limit = entry.metadata.get("at_least")
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{flag}.")
-        elif limit is not None and value is not None and not value >= limit:  # so that NaN is refused too
-            raise ValueError(f"{flag}: expected at least {limit}, got {value}")
+        elif limit is not None and value is not None and not limit <= value < math.inf:  # NaN is refused too
+            finite = "a finite number of " if value == math.inf else ""
+            raise ValueError(f"{flag}: expected {finite}at least {limit}, got {value}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

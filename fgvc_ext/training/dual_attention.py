@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -131,16 +132,18 @@ class DualAttentionConfig:
     """Evaluate also the mean of the student's scores of an image and of its parts, at M more passes."""
 
     def check(self, crop: int, epochs: int) -> None:
-        """Raise ValueError for what does not fit images of this side, or a training of so many epochs."""
+        """ValueError for what does not fit images of this side; a warning for a training of too few epochs."""
         if self.use_sppn and self.part_images == "composed" and self.part_size and crop % self.part_size:
             raise ValueError(
                 f"--method.part-size: expected a divisor of --data.crop {crop}, got {self.part_size}: part images are "
                 "means over whole cells"
             )
         if self.use_distill and self.distill_warmup_epochs >= epochs:
-            raise ValueError(
-                f"--method.distill-warmup-epochs: expected fewer than the {epochs} epochs of the training, got "
-                f"{self.distill_warmup_epochs}: the student would learn from the teacher with less than its weight"
+            reached = (epochs - 1) / self.distill_warmup_epochs
+            warnings.warn(
+                f"--method.distill-warmup-epochs {self.distill_warmup_epochs} in a training of {epochs} epochs: the "
+                f"distillation reaches {reached:.0%} of its weight",
+                stacklevel=2,
             )
 
     def network(self) -> dict[str, Any]:

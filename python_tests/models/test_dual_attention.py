@@ -146,9 +146,20 @@ def test_it_predicts_files_and_tensors():
     assert found.box is None, "it looks at the whole image"
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(lambda: _narrow(dbt_sites=("res5", "last")), id="two sites"),
+        pytest.param(lambda: _narrow(), id="every site", marks=pytest.mark.slow),
+        pytest.param(
+            lambda: DualAttention(build_backbone("resnet10_narrow"), 4, paf_floor=0.1).eval(), id="that of the demo"
+        ),
+    ],
+)
 @torch.no_grad()
-def test_inference_is_exported_as_one_program(images):
-    model = _narrow(dbt_sites=("res5", "last"))
+def test_inference_is_exported_as_one_program(images, model):
+    torch.manual_seed(0)
+    model = model()
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
     module = program.module()
     torch.testing.assert_close(module(images), model(images))
@@ -252,6 +263,11 @@ def test_layers_that_a_file_lacks_are_named(tmp_path):
         ({"fg_threshold": float("nan")}, "fg_threshold: expected a number from 0 on, got nan"),
         ({"part_images": "cut"}, "part_images: expected one of composed, crops, got 'cut'"),
         ({"part_statistics": "mine"}, "part_statistics: expected one of shared, own, got 'mine'"),
+        ({"noise_mode": "more"}, "noise_mode: expected one of add, replace, got 'more'"),
+        ({"noise_std": float("inf")}, "noise_std: expected a number from 0 on, got inf"),
+        ({"blur_sigma": -1.0}, "blur_sigma: expected a number from 0 on, got -1.0"),
+        ({"part_size": 0}, "part_size: expected None or at least 1, got 0"),
+        ({"regions": 2.5}, "at least one region.*got 2.5,"),
     ],
 )
 def test_what_it_refuses(options, message):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fgvc_ext import reference
 from fgvc_ext.models import ELoPE, LocalisationModule, MeanFeatureMap, build_backbone, crop_and_resize, load, save
 from fgvc_ext.models.cost import cost
+from fgvc_ext.models.heads import pooled_map
 from fgvc_ext.models.localiser import paste_back, resized_to
 from fgvc_ext.models.norm import EmbeddingNorm
 
@@ -310,6 +311,12 @@ def test_the_pooled_map_is_where_the_pooled_features_come_from(options, images):
     if options.get("pooling") == "gmp":
         position = features[0, 7].flatten().argmax()
         assert pooled[0].flatten()[position] > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"pooling": "gap"}, {"k": 3}])
+def test_of_no_image_there_is_no_pooled_map(options):
+    assert pooled_map(_model(**options).pooling, torch.zeros(0, 8, 3, 2)).shape == (0, 1, 3, 2)
 
 
 @torch.no_grad()

@@ -63,6 +63,7 @@ def test_floor_and_kinds():
     learnt.learnt.bias.data.fill_(-1.0)
     torch.testing.assert_close(learnt(features, mask)[0, 1, :, 0], torch.tensor([1.0, 1, -1, -1]).sigmoid())
     assert PartAttentionFilter()(features.bfloat16(), mask).dtype == torch.bfloat16
+    assert learnt.bfloat16()(features.bfloat16(), mask).dtype == torch.bfloat16
     for kind, floor in (("mean", 0.0), ("pooled", 1.1)):
         with pytest.raises(ValueError, match="PartAttentionFilter: expected one of pooled, learnable, off and a floor"):
             PartAttentionFilter(kind, floor)

@@ -225,6 +225,13 @@ def test_the_towers_start_small_and_indifferent():
                 assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.parametrize("size", [0, -48, float("inf"), float("nan")])
+def test_an_anchor_has_a_size(size):
+    for wrong in ({"size": size}, {"size": 48, "scales": (1.0, size)}, {"size": 48, "ratios": (size,)}):
+        with pytest.raises(ValueError, match="AnchorLevel: expected a size, scales and ratios above 0"):
+            AnchorLevel(**wrong)
+
+
 def test_levels_must_have_as_many_anchors_as_each_other():
     with pytest.raises(ValueError, match=r"as many anchors in a cell on each of the 3 levels, got \[9, 9, 6\]"):
         PartProposalNetwork(CHANNELS, levels=[*LEVELS[:2], AnchorLevel(192, THIRDS[:2])])

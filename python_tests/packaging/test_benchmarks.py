@@ -1,6 +1,7 @@
 """The benchmarks: their cases come from the specs, and the clock shows what a contender takes, not its neighbour."""
 
 import csv
+import math
 import re
 import subprocess
 import sys
@@ -212,6 +213,19 @@ def test_a_page_keeps_the_sections_of_operators_that_were_not_measured(modules: 
         results.replace_sections(page, {})
 
 
+def test_a_gpus_sections_stand_beside_those_of_the_cpu(
+    modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, cases = modules["results"], modules["cases"]
+    monkeypatch.setattr(results, "machine", lambda device: {"device": "Some GPU" if device == "cuda" else "cpu"})
+    one = modules["timing"].Times({cases.OURS: [1.0, 1.0]}, {cases.OURS: 1}, {}, {cases.OURS: 0})
+    measured = [results.Result(cases.Measured(benchmarked[0], Case((1,)), True), one)]
+    op = measured[0].case.op
+    monkeypatch.setattr(cases.Measured, "verdicts", lambda case, times: [])
+    assert list(results.sections(measured, "cpu")) == [op]
+    assert list(results.sections(measured, "cuda")) == [f"{op} on Some GPU"]
+
+
 # --- the step of dual attention fusion --------------------------------------------------------------------------------
 
 
@@ -228,9 +242,10 @@ def test_the_naive_step_gives_the_same_loss_and_is_told_beside_ours(
     with pytest.raises(SystemExit):
         naive.arguments(["--precision", "bf16"])
     assert "in fp32" in capsys.readouterr().err
-    monkeypatch.setattr(naive, "naive_step", lambda task, batch: {"loss": 2 * task.step(batch)["loss"]})
-    with pytest.raises(SystemExit, match="the steps differ"):
-        naive.main(words)
+    for factor in (2, math.nan):
+        monkeypatch.setattr(naive, "naive_step", lambda task, batch, by=factor: {"loss": by * task.step(batch)["loss"]})
+        with pytest.raises(SystemExit, match="the steps differ"):
+            naive.main(words)
 
 
 # --- the data path ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ TINY = [
     *("--method.part-size", "20"),
 ]
 OURS = ["--report", "False", "--method.compare-plain", "False"]
+ROWS_OFF = [word for name in ("sppn", "lhm", "teacher", "distill") for word in (f"--method.use-{name}", "False")]
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +174,13 @@ def test_rows_of_table_3_are_switches(words, parts, losses, driver):
 def test_plain_is_the_network_without_any_part(driver):
     plan = _plan(driver)
     assert list(plan) == ["plain", "ours"]
-    plain = plan["plain"].build({}).model
+    task = plan["plain"].build({}).eval()
+    plain = task.model
     assert (plain.proposals, plain.teacher, plain.fusion, plain.use_lhm) == (None, None, None, False)
+    images, labels = torch.randn(3, 3, 40, 40), torch.arange(3)
+    batch = {"image": images, "label": labels, "seed": labels, "index": labels}
+    expected = torch.nn.functional.cross_entropy(plain(images), labels)  # dropout and batch statistics are off
+    torch.testing.assert_close(task.step(batch)["loss"], expected, msg="no weight but 1")
     assert list(_plan(driver, *OURS[2:])) == ["ours"]
 
 
@@ -187,7 +194,7 @@ def test_plain_is_the_network_without_any_part(driver):
         ),
         (["--method.paf-floor", "2"], "a floor from 0 to 1"),
         (["--method.part-size", "15"], "--method.part-size: expected a divisor of --data.crop 40, got 15"),
-        (["--method.distill-warmup-epochs", "2"], "expected fewer than the 2 epochs of the training, got 2"),
+        (["--method.temperature", "inf"], "--method.temperature: expected a finite number of at least 0, got inf"),
         (["--method.distill-mix", "convex", "--method.hint-weight", "3"], "expected at most 1 with"),
         (["--method.temperature", "0"], "--method.temperature: expected above 0, got 0"),
         (["--method.fg-threshold", "2"], "--method.fg-threshold: expected at most 1, got 2"),
@@ -201,6 +208,51 @@ def test_errors_are_one_line(words, message, driver, tmp_path, capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("error: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method.part-size", "15", "--method.part-images", "crops"],
+        ["--method.part-size", "15", *ROWS_OFF],
+        ["--method.part-size", "20"],
+    ],
+)
+def test_part_images_of_any_size_but_where_cells_are_averaged(words, driver):
+    assert _plan(driver, *words)["ours"].build({})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--method.distill-warmup-epochs", "2"], "2 in a training of 2 epochs: the distillation reaches 50% of its"),
+        (["--method.distill-warmup-epochs", "2", "--method.use-distill", "False"], None),
+        (["--method.distill-warmup-epochs", "1"], None),
+        (["--method.distill-warmup-epochs", "0"], None),
+    ],
+)
+def test_a_training_that_is_too_short_for_the_distillation_says_so(words, told, driver):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert _plan(driver, *words)
+    found = [str(one.message) for one in caught if "distill-warmup" in str(one.message)]
+    assert (len(found), told is None or told in found[0]) == (int(told is not None), True)
+
+
+def test_the_demo_is_a_short_training_of_the_whole_method(driver):
+    """Its settings are what its numbers are of."""
+    few = ["--data.classes", "2", "--data.train-per-class", "1", "--data.test-per-class", "1"]
+    config = driver.DRIVER.read_arguments(["demo", *few])
+    task = driver.stages(config, load_datasets(config.data, config.seed))[-1].build({})
+    method, teacher = task.method, task.model.teacher
+    assert 0 < teacher.blocks()["last"].attention.floor < 0.5, "the filter filters, but not all"
+    assert (method.part_statistics, method.dropout) == ("own", 0)
+    assert method.anchor_sizes == (112, 160, 224)
+    assert method.student_weight + method.teacher_weight + method.fusion_weight < 1.5
+    assert method.use_sppn
+    assert method.use_lhm
+    assert method.use_teacher
+    assert method.use_distill
 
 
 def test_presets(driver):

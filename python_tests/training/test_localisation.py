@@ -151,9 +151,11 @@ def test_only_the_pooling_weights_have_the_fine_tunings_rate():
     assert len(old["params"]) + len(new["params"]) + 1 == len(list(task.parameters()))
 
 
-@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
-def test_the_last_factor_is_that_of_the_schedule(schedule):
-    config = OptimConfig(epochs=5, lr=1.0, schedule=schedule, step_epochs=2)
+@pytest.mark.parametrize(
+    ("schedule", "times"), [("step", None), ("step", 1), ("step", 9), ("cosine", None), ("constant", None)]
+)
+def test_the_last_factor_is_that_of_the_schedule(schedule, times):
+    config = OptimConfig(epochs=5, lr=1.0, schedule=schedule, step_epochs=2, step_times=times)
     optimizer = build_optimizer([{"params": [nn.Parameter(torch.ones(1))]}], config)
     schedule = build_scheduler(optimizer, config, 3)
     for _ in range(12):  # to the beginning of the fifth epoch

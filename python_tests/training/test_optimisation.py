@@ -43,6 +43,19 @@ def test_a_cosine_rises_to_the_full_rate_and_ends_at_zero():
     assert rates[20] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(("times", "expected"), [(None, [1, 1, 0.5, 0.5, 0.25, 0.25]), (1, [1, 1, 0.5, 0.5, 0.5, 0.5])])
+def test_steps_down_are_as_many_as_asked_for(times, expected):
+    """Every so many epochs, or once: both readings of a recipe that drops its rate after 50 epochs."""
+    config = OptimConfig(epochs=6, lr=1.0, schedule="step", step_epochs=2, step_factor=0.5, step_times=times)
+    optimizer = build_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config)
+    scheduler, rates = build_scheduler(optimizer, config, 3), []
+    for step in range(6 * 3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert rates[-1] == pytest.approx(expected[step // 3])
+        optimizer.step()
+        scheduler.step()
+
+
 def test_the_average_begins_with_the_first_parameters_that_it_sees():
     task = nn.Linear(2, 1)
     average = MovingAverage(task, 0.75)

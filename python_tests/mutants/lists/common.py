@@ -1,6 +1,6 @@
 """csrc/common and csrc/library.cpp: what both host sides check and allocate, dtypes, layouts, Philox."""
 
-from ..mutant import Mutant, of
+from ..mutant import EMULATION, Mutant, of
 
 HOSTILE = ("python_tests/ops/test_hostile.py", "python_tests/ops/test_contract.py", "-m", "not slow")
 CONTRACT = (
@@ -220,5 +220,12 @@ MUTANTS = [
         Mutant("normal-channels", "second * other.cosine", "second * other.sine"),
         Mutant("normal-wide-angle", "sin(kTurn * u[1])", "sin(kTurn * u[3])"),
         tests=("python_tests/ops/test_compose_parts.py",),
+    ),
+    *of(
+        "csrc/common/normal.h",
+        Mutant("normal-device-half-a-turn", "first * cospi(2 * u[1])", "first * cospi(u[1])"),
+        Mutant("normal-device-channels", "second * cospi(2 * u[3])", "second * sinpi(2 * u[3])"),
+        Mutant("normal-device-words", "first * sinpi(2 * u[1])", "first * sinpi(2 * u[3])"),
+        tests=(*EMULATION, "-m", "not slow", "-k", "compose_parts"),
     ),
 ]
