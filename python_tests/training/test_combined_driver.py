@@ -13,7 +13,7 @@ import job
 import pytest
 import torch
 from toy_driver import die_in_call
-from toy_training import Child, traces
+from toy_training import Child, kill_at_random_moments, steps_and_weights, traces
 
 from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.data.loading import make_loader, to_device
@@ -277,6 +277,17 @@ def test_a_killed_run_goes_on_at_its_model_to_the_same_bytes(tmp_path):
     assert code == 0, output
     assert {name: (weights / name).stat().st_mtime_ns for name in before} == before
     assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+
+
+def _train_longer(folder: Path) -> int:
+    torch.set_num_threads(1)
+    arguments = [*TINY, "--report", "False", "--engine.checkpoint-every", "1", "--optim.epochs", "2"]
+    return load_driver(FILE).DRIVER.main(["demo", "--out", str(folder), *arguments])
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    kill_at_random_moments(tmp_path, _train_longer, steps_and_weights({"model1": 6, "model2": 6, "ensemble": 0}))
 
 
 def test_two_processes_finish_and_count_every_image_once(tmp_path):

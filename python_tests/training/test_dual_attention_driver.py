@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 import signal
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from toy_driver import die_in_call
-from toy_training import Child, traces
+from toy_training import Child, kill_at_random_moments, steps_and_weights, traces
 
 from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.data.loading import make_loader, to_device
@@ -291,22 +289,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     assert traces(tmp_path / "run") == traces(tmp_path / "whole")
 
 
+def _train_both(folder: Path) -> int:
+    torch.set_num_threads(1)
+    arguments = [*TINY, "--report", "False", "--engine.checkpoint-every", "1"]
+    return load_driver(FILE).DRIVER.main(["demo", "--out", str(folder), *arguments])
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
-    code, output = Child(tmp_path / "output", _train, tmp_path / "whole").ended()
-    assert code == 0, output
-    dice = random.Random(0)
-    for number in range(10):
-        child = Child(tmp_path / "output", _train, tmp_path / "run")
-        step = 1 + number // 2
-        while child.process.is_alive() and not list((tmp_path / "run").glob(f"checkpoints/ours-e*-s{step:09d}.json")):
-            time.sleep(0.001)
-        time.sleep(dice.uniform(0, 0.1))
-        child.process.kill()
-        assert child.ended()[0] == -signal.SIGKILL, f"it ended before step {step} was kept: {child.text()}"
-    code, output = Child(tmp_path / "output", _train, tmp_path / "run").ended()
-    assert code == 0, output
-    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+    kill_at_random_moments(tmp_path, _train_both, steps_and_weights({"plain": 6, "ours": 6}))
 
 
 def test_two_processes_finish_and_count_every_image_once(tmp_path):

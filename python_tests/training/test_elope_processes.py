@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
-import random
-import signal
-import time
 from pathlib import Path
 
 import job
 import pytest
 import torch
 from small_elope import SMALL, elope, run
-from toy_training import Child, traces
+from toy_training import kill_at_random_moments, steps_and_weights
 
 from fgvc_ext.training.checkpoints import load_checkpoint
 
 STEPS = {"classifier": 6, "localiser": 2, "crops": 6, "weighted": 2}
 LEFT = {"localiser": ["boxes.csv", "localisation.json"], "crops": ["means.safetensors"]}
-EVENTS = [
-    event
-    for stage, steps in STEPS.items()
-    for event in (
-        *(f"checkpoints/{stage}-e*-s{step:09d}.json" for step in range(1, steps + 1)),
-        f"weights/{stage}.safetensors",
-        *(f"artefacts/{name}" for name in LEFT.get(stage, ())),
-    )
-]
+EVENTS = steps_and_weights(STEPS, LEFT)
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
-    options, dice = ["--engine.checkpoint-every", "1"], random.Random(0)
-    code, text = Child(tmp_path / "output", run, tmp_path / "whole", *options).ended()
-    assert code == 0, text
-    for place in sorted(dice.sample(range(len(EVENTS) - 1), 10)):
-        child = Child(tmp_path / "output", run, tmp_path / "run", *options)
-        while child.process.is_alive() and not list((tmp_path / "run").glob(EVENTS[place])):
-            time.sleep(0.001)
-        time.sleep(dice.uniform(0, 0.05))
-        child.process.kill()
-        assert child.ended()[0] == -signal.SIGKILL, f"it ended before {EVENTS[place]} was there: {child.text()}"
-    code, text = Child(tmp_path / "output", run, tmp_path / "run", *options).ended()
-    assert code == 0, text
-    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+    kill_at_random_moments(tmp_path, run, EVENTS, "--engine.checkpoint-every", "1")
     for name in ("boxes.csv", "localisation.json", "means.safetensors"):
         assert (tmp_path / "run/artefacts" / name).read_bytes() == (tmp_path / "whole/artefacts" / name).read_bytes()
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import sys
@@ -260,3 +261,34 @@ def _run(output: Path, function: Callable[..., int], arguments: tuple) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     sys.exit(function(*arguments))
+
+
+def steps_and_weights(steps: dict[str, int], left: dict[str, list[str]] | None = None) -> list[str]:
+    """The files that a run leaves, in their order: a checkpoint a step of each stage, its weights, its artefacts."""
+    return [
+        event
+        for stage, count in steps.items()
+        for event in (
+            *(f"checkpoints/{stage}-e*-s{step:09d}.json" for step in range(1, count + 1)),
+            f"weights/{stage}.safetensors",
+            *(f"artefacts/{name}" for name in (left or {}).get(stage, ())),
+        )
+    ]
+
+
+def kill_at_random_moments(folder: Path, train: Callable[..., int], events: list[str], *arguments: Any) -> None:
+    """`train(folder, *arguments)`, killed ten times soon after one of these files was there, leaves in folder/run the
+    same bytes as one that nobody disturbs in folder/whole."""
+    dice, output = random.Random(0), folder / "output"
+    code, text = Child(output, train, folder / "whole", *arguments).ended()
+    assert code == 0, text
+    for place in sorted(dice.sample(range(len(events) - 1), 10)):
+        child = Child(output, train, folder / "run", *arguments)
+        while child.process.is_alive() and not list((folder / "run").glob(events[place])):
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.05))
+        child.process.kill()
+        assert child.ended()[0] == -signal.SIGKILL, f"it ended before {events[place]} was there: {child.text()}"
+    code, text = Child(output, train, folder / "run", *arguments).ended()
+    assert code == 0, text
+    assert traces(folder / "run") == traces(folder / "whole")
