@@ -163,5 +163,6 @@ MUTANTS = [
             "detach_denominator=False,\n        )",
         ),
         Mutant("part-boxes-module-mode", "area_mode=self.area_mode,", 'area_mode="two_sided",'),
+        tests=("python_tests/ops/test_part_box_losses.py",),
     ),
 ]

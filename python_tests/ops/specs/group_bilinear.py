@@ -49,7 +49,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
     def maps(*size: int) -> Tensor:
         return random(*size, dtype=dtype, device=device)
 
-    some = maps(2, 18, 7, 6)
+    some, wider = maps(2, 18, 7, 6), random(36, dtype=wide(dtype), device=device, seed=1)
     return [
         laid_out("typical", some, 3, coded=True, scale=0.1),
         laid_out("plain", some, 3),
@@ -59,6 +59,8 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("many more", maps(1, 6, 3, 5), 2, out_channels=50),
         laid_out("one output", some, 3, out_channels=1),
         laid_out("groups of one channel", some, 18, out_channels=3),
+        sample("code of other strides", arrange(some, layout), 3, wider[::2]),
+        sample("code in the features' dtype", arrange(some, layout), 3, wider[:18].to(dtype)),
         laid_out("one group", maps(1, 11, 4, 4), 1),
         laid_out("one channel", maps(2, 1, 3, 4), 1, coded=True),
         laid_out("one pixel", maps(3, 16, 1, 1), 4),

@@ -99,6 +99,7 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("three boxes", some(3, 3), boxes(3, 3)),
         laid_out("sixteen boxes", some(2, 16), boxes(2, 16), True),
         laid_out("more boxes than a block has threads", some(2, 1100), boxes(2, 1100), top=5),
+        laid_out("as many, all tied", torch.zeros_like(some(2, 1100)), boxes(2, 1100), True, top=5),
     ]
 
 

@@ -52,6 +52,8 @@ def samples(dtype: torch.dtype, device: str, layout: str = "contiguous") -> list
         laid_out("two pixels", maps(3, 16, 1, 2), 4),
         laid_out("one row", maps(2, 8, 1, 37), 2),
         laid_out("several squares", maps(1, 66, 4, 6), 6),
+        laid_out("one more channel than two depths", maps(1, 65, 4, 5), 5),
+        laid_out("one more position than a depth", maps(3, 6, 1, 11), 2),
         laid_out("a square", maps(1, 64, 4, 5), 8),
         laid_out("14x14", maps(2, 24, 14, 14), 4),
         laid_out("prime sides", maps(1, 5, 23, 29), 5),
