@@ -149,6 +149,7 @@ class EveryOperator(nn.Module):
     ) -> tuple[Tensor, ...]:
         height, width = student_map.shape[1:]
         scores = ops.diversify(maps, seed=seeds)
+        boxes, candidates = embeddings.unflatten(1, (4, 4)), maps[:, :4, 0, 0] > 0
         return (
             ops.global_k_max_pool(features, 4, weight),
             ops.global_k_max_pool(features, 3),  # without the optional tensor
@@ -163,7 +164,12 @@ class EveryOperator(nn.Module):
             ops.heatmap_to_boxes(student_map, threshold=0.3, image_size=224, min_size=10),
             ops.heatmap_to_boxes(student_map, threshold=0, image_size=(32 * height, 16 * width)),  # symbolic sizes
             ops.location_heatmap([features, maps], (32 * height, 16 * width)),  # a list
-            ops.compose_parts(features[:, :3], embeddings.unflatten(1, (4, 4)), blur_sigma=6, seed=seeds),
+            ops.compose_parts(features[:, :3], boxes, blur_sigma=6, seed=seeds),
+            *ops.select_boxes(embeddings[:, :4], boxes, candidates, top=2),
+            *ops.part_box_losses(boxes, candidates, embeddings[:, 0].abs(), min_area=1),
+            ops.semantic_grouping_loss(features, 4),
+            ops.group_bilinear(features, 4, position=class_means[0], out_channels=10),
+            ops.group_bilinear(features, 2),  # without the optional tensor
         )
 
 
@@ -193,7 +199,10 @@ def every_operator(script: ModuleType, tmp_path_factory: pytest.TempPathFactory)
         dynamic_shapes=(maps, None, maps, batch, batch, batch, None, student, teachers),
     )
     calls = {name: script.operators_in(exported).count(f"fgvc_ext.{name}.default") for name in public_operators()}
-    twice = ("global_k_max_pool", "diversify", "gradient_boosting_cross_entropy", "heatmap_to_boxes")
+    twice = (
+        *("global_k_max_pool", "diversify", "gradient_boosting_cross_entropy", "heatmap_to_boxes"),
+        "group_bilinear",
+    )
     assert calls == {name: 2 if name in twice else 1 for name in public_operators()}
     assert sorted(script.operators_in(exported.run_decompositions())) == sorted(script.operators_in(exported))
     path = tmp_path_factory.mktemp("every_operator") / "model.pt2"
@@ -226,4 +235,4 @@ def test_packages_call_our_operators_as_they_are(example: Path, every_operator: 
         "fgvc_ext::spatial_attention_map",
     ]
     assert set(called_by(every_operator)) == {f"fgvc_ext::{name}" for name in public_operators()}
-    assert len(called_by(every_operator)) == 14
+    assert len(called_by(every_operator)) == 19
