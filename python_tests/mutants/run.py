@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import Queue
 from typing import NamedTuple
 
-from .mutant import ROOT, Mutant, digest, files_of, mutants
+from .mutant import EMULATION, ROOT, Mutant, digest, files_of, mutants
 
 RESULTS = Path(__file__).with_name("results.csv")
 WORK = ROOT / "build" / "mutants"
@@ -112,13 +112,13 @@ class Workshop:
             stale.unlink()
         self.preloaded = Preloaded(self.tree)
 
-    def build(self, file: str, jobs: int) -> str:
-        """Builds the libraries that the tests of `file` load, as far as they have changed: what the compiler says.
+    def build(self, mutant: Mutant, jobs: int) -> str:
+        """Builds the libraries that the mutant's tests load, as far as they have changed: what the compiler says.
 
         Where no operator is concerned, they are the ones that the tree itself was built with.
         """
         built = [*ROOT.glob("fgvc_ext/_C*.so"), *ROOT.glob("fgvc_ext/lib/*.so")]
-        if built and not file.startswith(BUILT):
+        if built and not mutant.file.startswith(BUILT):
             for path in built:
                 copy = self.tree / path.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ class Workshop:
             command = [self.cmake, "-S", str(self.tree), "-B", str(self.build_folder), *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             self.configured = True
-        targets = ["_C", *(["fgvc_ext_emulated"] if file.startswith("csrc/cuda/") else [])]
+        targets = ["_C", *(["fgvc_ext_emulated"] if set(EMULATION) & set(mutant.selection) else [])]
         command = [self.cmake, "--build", str(self.build_folder), "--parallel", str(jobs), "--target", *targets]
         done = subprocess.run(command, capture_output=True, text=True)
         library = self.tree / "fgvc_ext" / "lib"
@@ -161,7 +161,7 @@ class Workshop:
         if key in self.failing:
             return None
         if key not in known:
-            errors, started = self.build(mutant.file, jobs), time.monotonic()
+            errors, started = self.build(mutant, jobs), time.monotonic()
             result, by = ("caught", errors) if errors else self.test(mutant.selection, 1800)
             # Where all are skipped, because a library is missing, every mutant would survive.
             if result != "survived" or by == "0":
@@ -181,7 +181,7 @@ class Workshop:
         original, started = path.read_text(), time.monotonic()
         path.write_text(mutant.applied(original))
         try:
-            errors = self.build(mutant.file, jobs)
+            errors = self.build(mutant, jobs)
             limit = 60 + 10 * usual[0]  # no machine is that busy: a hang
             result, by = ("did not compile", errors[-200:]) if errors else self.test(mutant.selection, limit)
         finally:
