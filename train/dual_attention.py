@@ -64,6 +64,7 @@ SHORT_TRAINING: Mapping[str, Any] = {
     "student_weight": 0.35,
     "teacher_weight": 0.7,
     "fusion_weight": 0.3,
+    "sppn_lr": 0.1,
 }
 """What forty steps need: part images leave the running statistics alone, regions are as large as parts from the first
 step, those that are still random hide less, and the losses are no steeper together than the plain network's one."""

@@ -81,9 +81,8 @@ class DualAttentionConfig:
     """3×3 convolutions of a tower before its last."""
     anchor_sizes: tuple[float, ...] = (48.0, 96.0, 192.0)
     """Of the three levels, in pixels of an image of 448 × 448."""
-    sppn_lr: float = at_least(0, 0.1)
-    """Learning rate of the part proposals, as a factor of the others': NTS-Net's 0.001 to the paper's 0.01. At 1 they
-    were seen to diverge, and a box that has shrunk to a pixel never grows again."""
+    sppn_lr: float = at_least(0, 1.0)
+    """Learning rate of the part proposals, as a factor of the others'; 0.1 is NTS-Net's to the paper's."""
     sppn_detach: bool = True
     """No gradient of the proposals reaches the backbone."""
     fg_threshold: float = at_least(0, 0.5)

@@ -146,7 +146,7 @@ def test_the_defaults_are_the_specifications():
     assert (method.distill_mix, method.distill_warmup_epochs, method.grouping_weight) == ("sum", 5, 1e-5)
     assert (method.dbt_sites, method.position, method.use_bilinear) == (("res4", "res5", "last"), "formula", True)
     assert (method.paf, method.paf_floor, method.dropout) == ("pooled", 0, 0.5)
-    assert (method.csf_detach, method.sppn_detach, method.sppn_lr) == (True, True, 0.1)
+    assert (method.csf_detach, method.sppn_detach, method.sppn_lr) == (True, True, 1)
     weights = ("area_weight", "con_weight", "student_weight", "teacher_weight", "fusion_weight")
     assert [getattr(method, name) for name in weights] == [1.0] * 5
 
