@@ -156,7 +156,7 @@ class ConfigMismatch(ValueError):  # noqa: N818 (says what happened)
 
 
 def check_limits(config: Any, prefix: str = "--") -> None:
-    """Raise ValueError for the first field below its limit (`at_least`), or without any, named by its flag."""
+    """ValueError for the first number below its limit (`at_least`), infinite or NaN, which its flag names."""
     for entry in dataclasses.fields(config):
         value, flag = getattr(config, entry.name), prefix + entry.name.replace("_", "-")
         limit = entry.metadata.get("at_least")

@@ -204,7 +204,7 @@ class DualAttentionClassification(Classification):
         self.ramp.fill_(min(1.0, epoch / epochs) if epochs else 1.0)
 
     def param_groups(self, config: OptimConfig) -> list[dict[str, Any]]:
-        """As of every classifier, but for the part proposals, whose rate is lower.
+        """As of every classifier, but for the part proposals, whose rate is `sppn_lr` times theirs.
 
         Raises:
             ValueError: a frozen group of layers among the new ones.
@@ -215,10 +215,10 @@ class DualAttentionClassification(Classification):
         groups = super().param_groups(config)
         if self.network.proposals is None:
             return groups
-        slow = {id(parameter) for parameter in self.network.proposals.parameters()}
-        rates = ((group, [p for p in group["params"] if id(p) in slow]) for group in groups)
+        own = {id(parameter) for parameter in self.network.proposals.parameters()}
+        rates = ((group, [p for p in group["params"] if id(p) in own]) for group in groups)
         apart = [{"params": found, "lr": group["lr"] * self.method.sppn_lr} for group, found in rates]
-        rest = [{**group, "params": [p for p in group["params"] if id(p) not in slow]} for group in groups]
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in own]} for group in groups]
         return [*rest, *apart]
 
     def step(self, batch: Batch) -> dict[str, Any]:
