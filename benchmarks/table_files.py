@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import os
 import re
 import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ import numpy as np
 from results import table
 
 from fgvc_ext.atomic_files import write_atomically
+
+WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
+"""What a file system answers that has no locks, or none for folders."""
 
 
 class TableError(ValueError):
@@ -205,6 +210,8 @@ def read_csv(file: Path, shown: Table) -> dict[str, Line]:
         }
         if any("date" not in line.machine for line in found.values()):
             raise ValueError("a line without a date")
+        if len(found) < len(cells):
+            raise ValueError("two lines of the same arguments")
     except (ValueError, KeyError, csv.Error) as error:
         raise TableError(f"{file}: expected what --write leaves there, or no such file: {error}") from error
     if columns != [column.name for column in shown.columns]:
@@ -232,20 +239,24 @@ def _write_csv(file: Path, shown: Table, found: Mapping[str, Line]) -> None:
 
 
 @contextlib.contextmanager
-def written_alone(page: Path) -> Iterator[None]:
-    """Held by the one process that writes the page, and the CSV files whose tables are there."""
-    page.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(page.parent, os.O_RDONLY)  # the folder: a lock file would have to be explained to git
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+def written_alone(*folders: Path) -> Iterator[None]:
+    """Held by the one process that reads, merges and writes files in these folders."""
+    with contextlib.ExitStack() as held:
+        for folder in sorted({folder.resolve() for folder in folders}):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)  # the folder itself: a lock file would have to be explained to git
+            held.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                print(f"{folder} cannot be locked: let no other table write there meanwhile", file=sys.stderr)
         yield
-    finally:
-        os.close(handle)
 
 
 def update(page: Path, file: Path, shown: Table, text: str, found: Mapping[str, Line]) -> None:
     """Writes the table's section, and these lines over those that the CSV file has of the same runs."""
     lines = {**read_csv(file, shown), **found}
+    _write_csv(file, shown, lines)  # first: the page can be written again from it
     replace_section(page, shown.name, text)
-    _write_csv(file, shown, lines)

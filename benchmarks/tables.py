@@ -64,6 +64,9 @@ def read_table(file: Path) -> Table:
     names = [row.folder for row in found.rows]
     if twice := [name for name in names if names.count(name) > 1]:
         raise TableError(f"{file}: two rows would share the folder {twice[0]!r}")
+    words = [row.arguments for row in found.rows]
+    if twice := [row.name for row in found.rows if words.count(row.arguments) > 1]:
+        raise TableError(f"{file}: two rows have the same arguments: {', '.join(twice)}")
     if found.compare is not None and found.compare not in [row.name for row in rows]:
         raise TableError(f"{file}: compare: expected the name of a row, got {found.compare!r}")
     if not (ROOT / "train" / f"{found.driver}.py").is_file():
@@ -132,12 +135,13 @@ class Run:
             found = json.loads((self.folder / "run.json").read_text())
         except (OSError, ValueError):
             found = None
-        facts = self.facts
+        facts, known = self.facts, self.known.get(shlex.join(self.words))
         if isinstance(found, dict) and found.get("status") == "finished" and facts.get("words") == self.words:
             values = tuple(column.of(found) for column in self.table.columns)
-            arguments = shlex.join(self.words)
-            return Line.of(self.row.name, self.seed, values, facts["seconds"], arguments, facts["machine"])
-        return self.known.get(shlex.join(self.words))
+            own = Line.of(self.row.name, self.seed, values, facts["seconds"], shlex.join(self.words), facts["machine"])
+            # A run that was repeated elsewhere since has the later date.
+            return own if known is None or own.machine["date"] >= known.machine["date"] else known
+        return known
 
     def do(self, given: Mapping[str, str]) -> int:
         """Run or go on; the driver's exit code."""
@@ -147,13 +151,16 @@ class Run:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"{self.table.name}: {self.row.name}, seed {self.seed}", flush=True)
         before, start = self.facts, time.monotonic()
-        code = subprocess.run(command, check=False).returncode
-        seconds = before["seconds"] + time.monotonic() - start
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if code == 0:
-            write_json(self.file, {"words": self.words, "seconds": seconds, "machine": machine(device)})
-        elif "words" not in before:  # else the driver refused what it cannot go on with: the folder holds that run
-            write_json(self.file, {**before, "seconds": seconds})
+        code = -1
+        try:
+            code = subprocess.run(command, check=False).returncode
+        finally:
+            seconds = before["seconds"] + time.monotonic() - start
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            if code == 0:
+                write_json(self.file, {"words": self.words, "seconds": seconds, "machine": machine(device)})
+            elif "words" not in before:  # else the driver refused what it cannot go on with: the folder holds that run
+                write_json(self.file, {**before, "seconds": seconds})
         return code
 
 
@@ -215,7 +222,7 @@ def main(words: Sequence[str] | None = None) -> int:
         chosen = [run for run in runs_of(shown, args, {} if args.afresh else known) if run.row.name in rows]
         code = 0 if args.show else run_all([run for run in chosen if run.seed in seeds], given)
         # Hours later: others may have written meanwhile.
-        with written_alone(args.page):
+        with written_alone(args.page.parent, file.parent):
             runs = runs_of(shown, args, read_csv(file, shown))
             found = {line.arguments: line for run in runs if (line := run.line) is not None}
             text = section(shown, [(run.row, run.seed, shlex.join(run.words)) for run in runs], found, args.more)

@@ -209,7 +209,13 @@ class PartProposalNetwork(nn.Module):
                 "PartProposalNetwork: expected as many anchors in a cell on each of the "
                 f"{len(channels)} levels, got {[len(shape) for shape in shapes]}"
             )
-        if regions < 1 or regions != int(regions) or width < 1 or depth < 0 or not 0 <= iou_threshold <= 1:
+        if (
+            not 1 <= regions < math.inf
+            or regions != int(regions)
+            or width < 1
+            or depth < 0
+            or not 0 <= iou_threshold <= 1
+        ):
             raise ValueError(
                 "PartProposalNetwork: expected at least one region and channel, no fewer than 0 convolutions before a "
                 f"tower's last, and an iou_threshold from 0 to 1, got {regions}, {width}, {depth} and {iou_threshold}"

@@ -72,16 +72,26 @@ class _TimmFeatures(nn.Module):
             last = self.to_map(last)
         return [one for number, one in zip(taken, maps, strict=True) if number in indices], last
 
-    def compare_with_stages(self, images: Tensor, last: Tensor) -> None:
-        """Find out how the last map of these images goes together with what timm gives of stages or blocks."""
+    def compare_with_stages(self, images: Tensor) -> None:
+        """Find out how the last map of images goes together with what timm gives of stages or blocks.
+
+        With other gains and biases than those of the beginning, which may hide a layer altogether.
+        """
         model: Any = self.model
-        deepest = len(model.feature_info) - 1
+        deepest, generator = len(model.feature_info) - 1, torch.Generator().manual_seed(0)
+        before = [(one, one.detach().clone()) for one in self.model.parameters() if one.dim() == 1]
+        for one, value in before:
+            one.data = value + torch.rand(value.shape, generator=generator).to(value)
+        last = self(images)
         try:
             (of_stage,), found = self._in_one_pass(images, [deepest])
             # Not what every model returns beside its stages is the last map.
             self.together = found.shape == last.shape and torch.allclose(found, last, rtol=1e-3, atol=1e-4)
         except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):
             of_stage = self.maps(images, [deepest])[0]
+        finally:
+            for one, value in before:
+                one.data = value
         self.deeper = of_stage.shape[-2:] != last.shape[-2:]
 
     def to_map(self, features: Tensor) -> Tensor:
@@ -342,7 +352,7 @@ def _look_at(body: _TimmFeatures, size: tuple[int, int]) -> _TimmGroups:
         last = _map_in(body, features, images)
         total = last.sum()
     with torch.no_grad():
-        body.compare_with_stages(images, last)
+        body.compare_with_stages(images)
     model.train(training)
     named = dict(model.named_parameters())
     gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)

@@ -51,7 +51,7 @@ class OptimConfig:
     schedule: Literal["step", "cosine", "constant"] = "step"
     step_epochs: int = at_least(1, 50)
     """schedule=step: epochs between two reductions."""
-    step_factor: float = 0.1
+    step_factor: float = at_least(0, 0.1)
     """schedule=step: factor of a reduction."""
     step_times: int | None = at_least(1, None)
     """schedule=step: reductions at most; None: as many as the epochs have room for."""
@@ -162,9 +162,12 @@ def check_limits(config: Any, prefix: str = "--") -> None:
         limit = entry.metadata.get("at_least")
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{flag}.")
-        elif limit is not None and value is not None and not limit <= value < math.inf:  # NaN is refused too
-            finite = "a finite number of " if value == math.inf else ""
-            raise ValueError(f"{flag}: expected {finite}at least {limit}, got {value}")
+            continue
+        if limit is not None and value is not None and not value >= limit:  # so that NaN is refused too
+            raise ValueError(f"{flag}: expected at least {limit}, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{flag}: expected a finite number, got {number}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -59,7 +59,8 @@ def build_scheduler(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: 
 def last_factor(config: OptimConfig) -> float:
     """What is left of the learning rate when the last epoch begins; warm-up is not looked at."""
     if config.schedule == "step":
-        return config.step_factor ** len(_reductions(config))
+        reductions = (config.epochs - 1) // config.step_epochs
+        return config.step_factor ** (reductions if config.step_times is None else min(reductions, config.step_times))
     if config.schedule == "cosine":
         return (1 + math.cos(math.pi * (config.epochs - 1) / config.epochs)) / 2
     return 1.0
@@ -90,11 +91,6 @@ class _ButForConstantGroups(lr_scheduler.LRScheduler):
         self.schedule.load_state_dict(state_dict)
 
 
-def _reductions(config: OptimConfig) -> range:
-    """The epochs of a stepwise schedule that begin with a lower rate."""
-    return range(config.step_epochs, config.epochs, config.step_epochs)[: config.step_times]
-
-
 def _schedule(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: int) -> lr_scheduler.LRScheduler:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     steps = config.epochs * steps_per_epoch
@@ -104,8 +100,12 @@ def _schedule(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: int) -
     if config.schedule == "cosine":
         main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - warmup))
     elif config.schedule == "step":
-        milestones = [epoch * steps_per_epoch for epoch in _reductions(config)]
-        main = lr_scheduler.MultiStepLR(optimizer, milestones, config.step_factor)
+        every = config.step_epochs * steps_per_epoch
+        if config.step_times is None:
+            main = lr_scheduler.StepLR(optimizer, every, config.step_factor)
+        else:  # whatever the number of epochs: a run that goes on beyond its end takes these from its checkpoint
+            milestones = [every * number for number in range(1, config.step_times + 1)]
+            main = lr_scheduler.MultiStepLR(optimizer, milestones, config.step_factor)
     else:
         main = lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     if warmup == 0:

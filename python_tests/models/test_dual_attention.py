@@ -268,6 +268,7 @@ def test_layers_that_a_file_lacks_are_named(tmp_path):
         ({"blur_sigma": -1.0}, "blur_sigma: expected a number from 0 on, got -1.0"),
         ({"part_size": 0}, "part_size: expected None or at least 1, got 0"),
         ({"regions": 2.5}, "at least one region.*got 2.5,"),
+        ({"regions": float("nan")}, "at least one region.*got nan,"),
     ],
 )
 def test_what_it_refuses(options, message):

@@ -172,12 +172,16 @@ def test_levels_are_the_outputs_of_blocks(name):
         ("levit_128s", ["stages.0", "stages.1", "stages.2"]),
         ("test_vit", ["blocks.3", "blocks.4", "norm"]),
         ("test_resnet", ["layer2", "layer3", "layer4"]),
+        ("xcit_nano_12_p16_224", ["blocks.9", "blocks.10", "norm"]),  # twice: what it returns went through more layers
     ],
 )
 @torch.no_grad()
 def test_the_last_level_is_the_backbone_s_map_and_no_level_stands_there_twice(name, expected):
     torch.manual_seed(0)
     backbone = build_backbone(f"timm/{name}").eval()
+    for parameter in backbone.parameters():
+        if parameter.dim() == 1:
+            parameter += torch.rand_like(parameter)  # as after a training: at first a layer may do nothing
     images = torch.randn(1, 3, *(backbone.body.image_size if name == "levit_128s" else (96, 64)))
     names = backbone.level_names()
     assert names[-3:] == expected
@@ -191,7 +195,7 @@ def test_the_last_level_is_the_backbone_s_map_and_no_level_stands_there_twice(na
     first.register_forward_hook(lambda *_: calls.append(1))
     for one, other in zip(backbone.levels(images, expected), levels[-3:], strict=True):
         torch.testing.assert_close(one, other)
-    assert len(calls) == 1, "one pass gives them all"
+    assert len(calls) == 1 + name.startswith("xcit"), "one pass gives them all"
 
 
 @torch.no_grad()
@@ -206,7 +210,7 @@ def test_a_model_that_returns_something_else_beside_its_levels_is_passed_twice(m
         return found if options["intermediates_only"] else (found[0] + 1, found[1])
 
     monkeypatch.setattr(backbone.body.model, "forward_intermediates", without_norm)
-    backbone.body.compare_with_stages(images, backbone(images))
+    backbone.body.compare_with_stages(images)
     for one, other in zip(backbone.levels(images, ["blocks.1", "norm"]), expected, strict=True):
         assert torch.equal(one, other)
 

@@ -87,6 +87,11 @@ class Preloaded:
         self.process.communicate()  # closes its input, which ends it
 
 
+def needs_emulation(mutant: Mutant) -> bool:
+    """Whether its tests may run CUDA kernels on the CPU."""
+    return mutant.file.startswith("csrc/cuda/") or any(word.split("::")[0] in EMULATION for word in mutant.selection)
+
+
 class Workshop:
     """A copy of the source tree with a build of its own."""
 
@@ -131,7 +136,7 @@ class Workshop:
             command = [self.cmake, "-S", str(self.tree), "-B", str(self.build_folder), *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             self.configured = True
-        targets = ["_C", *(["fgvc_ext_emulated"] if set(EMULATION) & set(mutant.selection) else [])]
+        targets = ["_C", *(["fgvc_ext_emulated"] if needs_emulation(mutant) else [])]
         command = [self.cmake, "--build", str(self.build_folder), "--parallel", str(jobs), "--target", *targets]
         done = subprocess.run(command, capture_output=True, text=True)
         library = self.tree / "fgvc_ext" / "lib"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .mutant import ROOT, Mutant, files_of, mutants
-from .run import RESULTS, Preloaded, Results, alone, choose, report
+from .run import RESULTS, Preloaded, Results, alone, choose, main, needs_emulation, report
 
 MUTANTS = mutants()
 # Of one operator with few tests and small objects: its kernel, its host side, its public function, its reference.
@@ -92,10 +92,18 @@ def test_a_survivor_is_listed_and_a_share_below_95_percent_fails(
     assert not report(chosen[:19], results, [])
 
 
+def test_kernels_are_tried_in_the_library_that_emulates_them() -> None:
+    shared = Mutant("one", "", "", file="csrc/common/normal.h", tests=("python_tests/ops/test_emulation.py::test_it",))
+    assert needs_emulation(shared)
+    assert needs_emulation(Mutant("one", "", "", file="csrc/cuda/diversify.cuh"))
+    assert not needs_emulation(Mutant("one", "", "", file="csrc/cpu/diversify.h"))
+
+
 def test_two_runs_do_not_share_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("python_tests.mutants.run.WORK", tmp_path / "copies")
-    with alone(), pytest.raises(SystemExit, match="expected no other run of the mutants"), alone():
-        pass
+    monkeypatch.setattr(sys, "argv", ["run.py", "--only", "^none of them$"])
+    with alone(), pytest.raises(SystemExit, match="expected no other run of the mutants"):
+        main()
     with alone():
         pass
 

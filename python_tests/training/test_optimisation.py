@@ -56,6 +56,32 @@ def test_steps_down_are_as_many_as_asked_for(times, expected):
         scheduler.step()
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+@pytest.mark.parametrize("times", [None, 1, 3])
+def test_a_stepwise_schedule_goes_on_beyond_the_end_that_it_was_made_for(times, warmup):
+    more = {"lr": 1.0, "step_epochs": 2, "step_factor": 0.5, "step_times": times, "warmup_epochs": warmup}
+
+    def rates(scheduler, optimizer, count: int) -> list[float]:
+        found = []
+        for _ in range(count):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    def made(epochs: int):
+        config = OptimConfig(epochs=epochs, schedule="step", **more)
+        optimizer = build_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config)
+        return build_scheduler(optimizer, config, 3), optimizer
+
+    whole, first, second = made(8), made(4), made(8)
+    expected = rates(*whole, 24)
+    assert rates(*first, 12) == expected[:12]
+    second[1].load_state_dict(first[1].state_dict())
+    second[0].load_state_dict(first[0].state_dict())
+    assert rates(*second, 12) == expected[12:]
+
+
 def test_the_average_begins_with_the_first_parameters_that_it_sees():
     task = nn.Linear(2, 1)
     average = MovingAverage(task, 0.75)
