@@ -16,17 +16,14 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from results import table
 
-from fgvc_ext.atomic_files import write_atomically
-
-WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
-"""What a file system answers that has no locks, or none for folders."""
+from fgvc_ext.atomic_files import NO_LOCKS, write_atomically
 
 
 class TableError(ValueError):
@@ -98,39 +95,27 @@ class Line:
     arguments: str
     machine: Mapping[str, str]
 
-    @classmethod
-    def of(
-        cls,
-        row: str,
-        seed: int,
-        values: Sequence[float | None],
-        seconds: float,
-        arguments: str,
-        machine: Mapping[str, Any],
-    ) -> Line:
-        """As it will be read again, so that a page does not change with where its numbers come from."""
-        rounded = tuple(None if value is None else float(f"{value:.6g}") for value in values)
-        facts = {name: str(value) for name, value in machine.items()}
-        return cls(row, seed, rounded, float(f"{seconds:.1f}"), arguments, facts)
+    def as_read_again(self) -> Line:
+        """Rounded, so that a page does not change with where its numbers come from."""
+        values = tuple(None if value is None else float(f"{value:.6g}") for value in self.values)
+        return replace(self, values=values, seconds=float(f"{self.seconds:.1f}"))
 
 
 # -------------------------------------------------------------------- page
 
 
-def section(shown: Table, runs: Sequence[tuple[Row, int, str]], found: Mapping[str, Line], more: str = "") -> str:
+def section(shown: Table, lines: Iterable[Line], more: str = "") -> str:
     """The section of docs/results.md: heading, table, settings, machine.
 
     Args:
-        runs: row, seed and arguments of each.
-        found: lines by arguments; runs without one are not done.
+        lines: of the finished runs that it shows.
         more: further arguments of every run.
     """
     against = [f"against {shown.compare}"] if shown.compare else []
     rows = [["", *(column.name for column in shown.columns), *against, "seeds", "seconds a run", "arguments"]]
-    of = {
-        row.name: {seed: found[words] for its, seed, words in runs if its == row and words in found}
-        for row in shown.rows
-    }
+    of: dict[str, dict[int, Line]] = {row.name: {} for row in shown.rows}
+    for line in lines:
+        of[line.row][line.seed] = line
     for row in shown.rows:
         if own := of[row.name]:
             columns = zip(shown.columns, zip(*(line.values for line in own.values()), strict=True), strict=True)
@@ -222,10 +207,10 @@ def read_csv(file: Path, shown: Table) -> dict[str, Line]:
     return found
 
 
-def _write_csv(file: Path, shown: Table, found: Mapping[str, Line]) -> None:
+def write_csv(file: Path, shown: Table, found: Iterable[Line]) -> None:
     """A line for every run: those of the table's rows in their order, then others."""
     order = {row.name: number for number, row in enumerate(shown.rows)}
-    lines = sorted(found.values(), key=lambda line: (order.get(line.row, len(order)), line.row, line.seed))
+    lines = sorted(found, key=lambda line: (order.get(line.row, len(order)), line.row, line.seed))
     facts = list(dict.fromkeys(name for line in lines for name in line.machine))
     rows = [["row", "seed", *(column.name for column in shown.columns), "seconds", "arguments", *facts]]
     for line in lines:
@@ -234,7 +219,6 @@ def _write_csv(file: Path, shown: Table, found: Mapping[str, Line]) -> None:
         rows.append([line.row, str(line.seed), *cells])
     text = io.StringIO()
     csv.writer(text).writerows(rows)
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda stream: stream.write(text.getvalue().encode()))
 
 
@@ -249,14 +233,7 @@ def written_alone(*folders: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except OSError as error:
-                if error.errno not in WITHOUT_LOCKS:
+                if error.errno not in NO_LOCKS | {errno.EBADF, errno.EINVAL}:  # the last two: none for folders
                     raise
                 print(f"{folder} cannot be locked: let no other table write there meanwhile", file=sys.stderr)
         yield
-
-
-def update(page: Path, file: Path, shown: Table, text: str, found: Mapping[str, Line]) -> None:
-    """Writes the table's section, and these lines over those that the CSV file has of the same runs."""
-    lines = {**read_csv(file, shown), **found}
-    _write_csv(file, shown, lines)  # first: the page can be written again from it
-    replace_section(page, shown.name, text)

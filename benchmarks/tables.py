@@ -34,13 +34,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from results import machine
-from table_files import Column, Line, Row, Table, TableError, read_csv, section, update, written_alone
+from table_files import (
+    Column,
+    Line,
+    Row,
+    Table,
+    TableError,
+    read_csv,
+    replace_section,
+    section,
+    write_csv,
+    written_alone,
+)
 
 from fgvc_ext.atomic_files import write_json
 
@@ -135,13 +146,15 @@ class Run:
             found = json.loads((self.folder / "run.json").read_text())
         except (OSError, ValueError):
             found = None
-        facts, known = self.facts, self.known.get(shlex.join(self.words))
+        facts, words = self.facts, shlex.join(self.words)
+        known = self.known.get(words)
         if isinstance(found, dict) and found.get("status") == "finished" and facts.get("words") == self.words:
             values = tuple(column.of(found) for column in self.table.columns)
-            own = Line.of(self.row.name, self.seed, values, facts["seconds"], shlex.join(self.words), facts["machine"])
+            own = Line(self.row.name, self.seed, values, facts["seconds"], words, facts["machine"]).as_read_again()
             # A run that was repeated elsewhere since has the later date.
-            return own if known is None or own.machine["date"] >= known.machine["date"] else known
-        return known
+            if known is None or own.machine["date"] >= known.machine["date"]:
+                return own
+        return known and replace(known, row=self.row.name)
 
     def do(self, given: Mapping[str, str]) -> int:
         """Run or go on; the driver's exit code."""
@@ -223,12 +236,13 @@ def main(words: Sequence[str] | None = None) -> int:
         code = 0 if args.show else run_all([run for run in chosen if run.seed in seeds], given)
         # Hours later: others may have written meanwhile.
         with written_alone(args.page.parent, file.parent):
-            runs = runs_of(shown, args, read_csv(file, shown))
-            found = {line.arguments: line for run in runs if (line := run.line) is not None}
-            text = section(shown, [(run.row, run.seed, shlex.join(run.words)) for run in runs], found, args.more)
+            known = read_csv(file, shown)
+            lines = [line for run in runs_of(shown, args, known) if (line := run.line) is not None]
+            text = section(shown, lines, args.more)
             print(text)
             if args.write:
-                update(args.page, file, shown, text, found)
+                write_csv(file, shown, {**known, **{line.arguments: line for line in lines}}.values())
+                replace_section(args.page, shown.name, text)  # last: it can be written again from the CSV
     except TableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

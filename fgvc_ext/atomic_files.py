@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever happens to the process that writes them, and their hashes."""
+"""Files that appear whole or not at all, whatever happens to the process that writes them, their hashes and locks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK})
+"""What a file system without locks answers to who asks for one."""
 _UNFINISHED = ".fgvc_ext-unfinished"  # how a file's name ends while it is written; no user's file ends so
 # What a file system answers that has no such thing as syncing a folder, or does not let us: then nobody could do more.
 _NOT_FOR_FOLDERS = {

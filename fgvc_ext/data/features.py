@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgvc_ext.atomic_files import write_json
+from fgvc_ext.atomic_files import NO_LOCKS, write_json
 
 from .birds.dataset import default_cache_dir
 from .dataset import BrokenImageError
@@ -80,7 +80,7 @@ class FeatureCache:
                 # A record lock, which processes that load images do not inherit: a killed maker holds it no longer.
                 fcntl.lockf(stream, fcntl.LOCK_EX)
             except OSError as error:  # a file system without locks: the same features may be made twice
-                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                if error.errno not in NO_LOCKS:
                     raise
             yield
 

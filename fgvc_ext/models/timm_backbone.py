@@ -16,6 +16,7 @@ from fgvc_ext.models.timm_layers import (
     calls_of,
     group_name,
     layers_of,
+    other_gains,
     pack_tokens,
     run_until,
     unpack_tokens,
@@ -73,25 +74,17 @@ class _TimmFeatures(nn.Module):
         return [one for number, one in zip(taken, maps, strict=True) if number in indices], last
 
     def compare_with_stages(self, images: Tensor) -> None:
-        """Find out how the last map of images goes together with what timm gives of stages or blocks.
-
-        With other gains and biases than those of the beginning, which may hide a layer altogether.
-        """
+        """Find out how the last map of images goes together with what timm gives of stages or blocks."""
         model: Any = self.model
-        deepest, generator = len(model.feature_info) - 1, torch.Generator().manual_seed(0)
-        before = [(one, one.detach().clone()) for one in self.model.parameters() if one.dim() == 1]
-        for one, value in before:
-            one.data = value + torch.rand(value.shape, generator=generator).to(value)
-        last = self(images)
-        try:
-            (of_stage,), found = self._in_one_pass(images, [deepest])
-            # Not what every model returns beside its stages is the last map.
-            self.together = found.shape == last.shape and torch.allclose(found, last, rtol=1e-3, atol=1e-4)
-        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):
-            of_stage = self.maps(images, [deepest])[0]
-        finally:
-            for one, value in before:
-                one.data = value
+        deepest = len(model.feature_info) - 1
+        with other_gains(model):
+            last = self(images)
+            try:
+                (of_stage,), found = self._in_one_pass(images, [deepest])
+                # Not what every model returns beside its stages is the last map.
+                self.together = found.shape == last.shape and torch.allclose(found, last, rtol=1e-3, atol=1e-4)
+            except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):
+                of_stage = self.maps(images, [deepest])[0]
         self.deeper = of_stage.shape[-2:] != last.shape[-2:]
 
     def to_map(self, features: Tensor) -> Tensor:

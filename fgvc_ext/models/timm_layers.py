@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,20 @@ def calls_of(model: Any, images: Tensor) -> tuple[Any, Calls]:
 def _takes_rope(model: Any) -> bool:
     """Whether all blocks take the same rotary positions, which depend on the size of the map alone."""
     return hasattr(getattr(model, "rope", None), "get_embed") and not getattr(model, "rope_mixed", False)
+
+
+@contextlib.contextmanager
+def other_gains(model: nn.Module) -> Iterator[None]:
+    """Other gains and biases than those of the beginning, which may hide a layer altogether."""
+    generator = torch.Generator().manual_seed(0)
+    before = [(one, one.data) for one in model.parameters() if one.dim() == 1]
+    for one, value in before:
+        one.data = value + torch.rand(value.shape, generator=generator).to(value)
+    try:
+        yield
+    finally:
+        for one, value in before:
+            one.data = value
 
 
 class _Reached(Exception):  # noqa: N818

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import io
 import json
@@ -12,6 +11,8 @@ import warnings
 import weakref
 from pathlib import Path
 from typing import Any
+
+from fgvc_ext.atomic_files import NO_LOCKS
 
 
 class RunLocked(RuntimeError):  # noqa: N818 (says what happened)
@@ -61,7 +62,7 @@ class RunLock:
                     f"{self.file.parent} is in use by process {owner.get('pid')} on {owner.get('host')}"
                 ) from None
             except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                if error.errno not in NO_LOCKS:
                     raise
                 where = f"{self.file.parent} lies on a file system without locks"
                 warnings.warn(f"{where}: start no second run in it", stacklevel=2)
