@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import shutil
@@ -6,11 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import fgvc_ext
 from fgvc_ext import _library
+
+from . import toy_table
 
 PACKAGE = Path(fgvc_ext.__file__).parent
 # Where setup.py looks for cmake and ninja, too: beside the interpreter first.
@@ -95,3 +99,31 @@ def copy_package(tmp_path: Path) -> CopyPackage:
         return tmp_path
 
     return copy
+
+
+BENCHMARKS = PACKAGE.parent / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of benchmarks/, where modules find each other as a script's do; they are forgotten again."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def tables(scripts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The table runner, with a toy driver and its table in the test's folder."""
+    found = scripts("tables")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/toy.py").write_text(toy_table.DRIVER)
+    (tmp_path / "toy.toml").write_text(toy_table.TABLE)
+    (tmp_path / "page.md").write_text("# Results\n\nA text.\n")
+    monkeypatch.setattr(found, "ROOT", tmp_path)
+    monkeypatch.setattr(found, "machine", lambda device: {"device": device, "torch": "1.2", "date": "2020-01-02T03"})
+    monkeypatch.setenv("TOY_ROOT", "/toy")
+    return found

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,33 +17,18 @@ import torch
 
 from python_tests.ops.spec import SPECS, Case, Spec, Target
 
-from .conftest import PACKAGE, compiled
+from .conftest import BENCHMARKS as FOLDER
+from .conftest import compiled
 
-FOLDER = PACKAGE.parent / "benchmarks"
 pytestmark = [compiled, pytest.mark.skipif(not FOLDER.is_dir(), reason="the sources are not here")]
 benchmarked = [spec for spec in SPECS if spec.benchmark is not None]
 each_benchmark = pytest.mark.parametrize("spec", benchmarked, ids=lambda spec: spec.name)
 
 
 @pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
-    """The folder's modules, which find each other as a script's do."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    import cases
-    import data
-    import gpu
-    import naive
-    import results
-    import run
-    import step
-    import timing
-
-    found = (cases, timing, results, gpu, naive, run, data, step)
-    yield {module.__name__: module for module in found}
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+def modules(scripts: Callable[[str], ModuleType]) -> dict[str, ModuleType]:
+    names = ("cases", "timing", "results", "gpu", "naive", "run", "data", "step")
+    return {name: scripts(name) for name in names}
 
 
 def small(spec: Spec, backward: bool) -> Case:
