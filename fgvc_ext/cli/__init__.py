@@ -61,13 +61,17 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     demo = commands.add_parser("demo", help=text, description=text)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs (default: runs/demo)")
     demo.add_argument("--seed", type=int, default=0, help="of the trainings (default: 0)")
-    demo.set_defaults(command=_demo)
+    jobs = "methods that train at the same time (default: all, as far as there is a thread for each)"
+    demo.add_argument("--jobs", type=int, help=jobs)
 
+    def command(parsed: argparse.Namespace) -> int:
+        if parsed.jobs is not None and parsed.jobs < 1:
+            demo.error(f"--jobs: expected at least 1, got {parsed.jobs}")
+        from .demo import demo_command
 
-def _demo(parsed: argparse.Namespace) -> int:
-    from .demo import demo_command
+        return demo_command(parsed.out, parsed.seed, parsed.jobs)
 
-    return demo_command(parsed.out, parsed.seed)
+    demo.set_defaults(command=command)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

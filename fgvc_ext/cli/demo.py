@@ -1,9 +1,19 @@
-"""`fgvc-ext demo`: every driver's preset "demo", one after the other, and what came of them in one table and page."""
+"""`fgvc-ext demo`: every driver's preset "demo", several at a time, and what came of them in one table and page."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.explain.document import Report, read_json
@@ -39,24 +49,74 @@ class Line:
 HEADER = ["paper", "model", "accuracy", "against plain", "seconds", *MEASURES]
 
 
-def demo_command(out: Path, seed: int) -> int:
-    """Run the demos into folders below `out`, print the table, write `out`/index.html; the first exit code not 0."""
-    runs: dict[str, Path] = {}
-    for file in sorted(drivers_folder().glob("*.py")):
-        driver = load_driver(file).DRIVER
-        if "demo" not in driver.presets:
-            continue
-        print(f"--- {driver.title}", flush=True)
-        runs[file.stem] = out / file.stem
-        arguments = ["demo", "--out", str(out / file.stem), "--seed", str(seed)]
-        code: int = driver.main(arguments, ["fgvc-ext", "train", file.stem])
-        if code:
-            return code
+def demo_command(out: Path, seed: int, jobs: int | None = None) -> int:
+    """Run the demos into folders below `out`, print the table, write `out`/index.html; the first exit code not 0.
+
+    Args:
+        jobs: drivers that train at the same time, each in a process of its own that has its share of torch's threads;
+            None: as many as there are threads. Small networks gain more from a thread each than from many for one.
+    """
+    files = sorted(drivers_folder().glob("*.py"))
+    runs = {file.stem: out / file.stem for file in files if "demo" in load_driver(file).DRIVER.presets}
+    threads = torch.get_num_threads()
+    jobs = min(threads if jobs is None else jobs, len(runs))
+    words = {
+        paper: [*driver_words(paper), "demo", "--out", str(run), "--seed", str(seed)] for paper, run in runs.items()
+    }
+    if code := run_together(words, jobs, {"OMP_NUM_THREADS": str(max(1, threads // jobs)), "PYTHONUNBUFFERED": "1"}):
+        return code
     lines = [line for paper, run in runs.items() for line in lines_of(paper, run)]
     plain = next((line for line in lines if line.stage == "plain"), None)
     table = [line.cells(plain) for line in lines]
     print(f"\n{as_text(HEADER, table)}\n\npage: {write_page(out, table, runs)}")
     return 0
+
+
+def driver_words(paper: str) -> list[str]:
+    """The command that runs a driver."""
+    return [sys.executable, "-m", "fgvc_ext.cli", "train", paper]
+
+
+def run_together(words: Mapping[str, list[str]], jobs: int, environment: Mapping[str, str]) -> int:
+    """Run commands by name, `jobs` at a time, their lines after their names; the first exit code that is not 0.
+
+    After one, or a signal, no other is begun. SIGTERM is passed on; Ctrl-C reaches the commands by itself. Either way
+    they save what they have, and the same command goes on.
+    """
+    codes, running = list[int](), list[subprocess.Popen[str]]()
+    width = max(map(len, words), default=0)
+
+    def run(name: str) -> None:
+        if codes:
+            return
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+        with subprocess.Popen(words[name], text=True, env={**os.environ, **environment}, **pipes) as process:
+            running.append(process)
+            for line in process.stdout or ():
+                print(f"{name:<{width}}  {line}", end="", flush=True)
+        if code := process.returncode:
+            codes.append(code if code > 0 else 128 - code)
+
+    def pass_on(number: int, frame: object) -> None:
+        codes.append(128 + number)  # none is begun from here on
+        for process in running:
+            process.send_signal(number)  # nothing happens to one that has ended
+
+    with _handled(signal.SIGTERM, pass_on), ThreadPoolExecutor(jobs) as pool:
+        try:
+            list(pool.map(run, words))
+        except KeyboardInterrupt:
+            codes.append(128 + signal.SIGINT)
+    return codes[0] if codes else 0
+
+
+@contextmanager
+def _handled(number: int, handler: Callable[[int, object], None]) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def lines_of(paper: str, run: Path) -> list[Line]:

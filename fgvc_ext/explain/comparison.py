@@ -45,11 +45,10 @@ MEASURES = (
 
 @dataclass
 class _Answers:
-    """What a model says of every image: the true class's map (above its minimum), predicted class, features."""
+    """What a model says of every image: the true class's map (above its minimum) and the predicted class."""
 
     maps: Tensor
     predicted: Tensor
-    features: Tensor | None
 
 
 def explain_models(
@@ -101,7 +100,7 @@ def explain_models(
             "percent of the true class's images; colours show the confusions alone, the diagonal is grey."
         )
         save_figure(run, "confusion", confusion_figure(matrix, classes), title="Confusion matrix", caption=caption)
-    _save_embedding(run, scene, answers, confusable_group(matrix, group))
+    _save_embedding(run, scene, models, confusable_group(matrix, group), batch_size)
 
 
 def _ask(
@@ -109,31 +108,21 @@ def _ask(
 ) -> dict[str, _Answers]:
     """What the models say of all images; those of the rows `chosen` are kept to be shown."""
     labels = scene.dataset.labels
-    gathered: dict[str, list[tuple[Tensor, Tensor, Tensor | None]]] = {name: [] for name in models}
+    gathered: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in models}
     bar = tqdm(total=len(labels), desc="report", unit="img", leave=False, disable=None)  # quiet without a terminal
     with bar, torch.no_grad():
         for rows, images in scene.batches(batch_size, chosen):
-            true = labels[rows.start : rows.stop]
+            true = labels[list(rows)]
             for name, model in models.items():
                 scores, maps = (answer.float().cpu() for answer in model.look(images, true))
-                features = None if model.features is None else model.features(images).float().cpu()
-                gathered[name].append((_above_minimum(maps), scores.argmax(1), features))
+                gathered[name].append((_above_minimum(maps), scores.argmax(1)))
             bar.update(len(true))
-    return {name: _joined(parts) for name, parts in gathered.items()}
+    return {name: _Answers(*map(torch.cat, zip(*parts, strict=True))) for name, parts in gathered.items()}
 
 
 def _above_minimum(maps: Tensor) -> Tensor:
     """Maps [n,h,w] from 0 on: the same rule for every model, in the measures and under the pictures."""
     return maps - maps.amin((-2, -1), keepdim=True)
-
-
-def _joined(parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> _Answers:
-    features = [part[2] for part in parts if part[2] is not None]
-    return _Answers(
-        torch.cat([part[0] for part in parts]),
-        torch.cat([part[1] for part in parts]),
-        torch.cat(features) if features else None,
-    )
 
 
 def _write_measures(path: Path, scene: Scene, answers: Mapping[str, _Answers]) -> None:
@@ -245,13 +234,21 @@ def _example(
     return scene.shown(int(rows[best])), point
 
 
-def _save_embedding(run: Path, scene: Scene, answers: Mapping[str, _Answers], group: list[int]) -> None:
-    labels = scene.dataset.labels
-    member = torch.isin(labels, torch.tensor(group, dtype=torch.int64))
-    features = {name: answer.features[member] for name, answer in answers.items() if answer.features is not None}
-    if len(group) < 2 or not features:
+def _save_embedding(
+    run: Path, scene: Scene, models: Mapping[str, ModelView], group: list[int], batch_size: int
+) -> None:
+    """Each model runs once more, on the group's images alone: where there are many classes, they are a few."""
+    pooled = {name: model.features for name, model in models.items() if model.features is not None}
+    if len(group) < 2 or not pooled:
         return
-    figure = embedding_figure(features, labels[member], scene.dataset.classes)
+    rows = torch.isin(scene.dataset.labels, torch.tensor(group, dtype=torch.int64)).nonzero().flatten()
+    found: dict[str, list[Tensor]] = {name: [] for name in pooled}
+    with torch.no_grad():
+        for _, images in scene.batches(batch_size, rows=rows.tolist()):
+            for name, features in pooled.items():
+                found[name].append(features(images).float().cpu())
+    features_of = {name: torch.cat(parts) for name, parts in found.items()}
+    figure = embedding_figure(features_of, scene.dataset.labels[rows], scene.dataset.classes)
     caption = (
         "Pooled features of the test images of classes that are confused among themselves, on the plane of their "
         "largest variance (PCA). The share between classes is measured in all dimensions: the larger, the better the "

@@ -51,8 +51,11 @@ def explain_parts(
 
 def _boxes(model: DualAttention, scene: Scene, chosen: Sequence[int], batch_size: int) -> Tensor:
     """The proposed boxes [N,M,4] of all images."""
-    device = next(model.parameters()).device
-    found = [model.explain(images.to(device)).boxes["parts"] for _, images in scene.batches(batch_size, chosen)]
+    device, found = next(model.parameters()).device, []
+    for _, images in scene.batches(batch_size, chosen):
+        proposals = model.look(images.to(device)).proposals
+        assert proposals is not None
+        found.append(proposals.boxes)
     return torch.cat(found).float().cpu()
 
 

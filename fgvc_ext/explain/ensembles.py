@@ -160,7 +160,7 @@ def _looks(scene: Scene, models: Mapping[str, Model], batch_size: int, chosen: S
     with bar, torch.no_grad():
         for rows, images in scene.batches(batch_size, chosen):
             for name, view in views.items():
-                found[name].append(view.look(images, labels[rows.start : rows.stop])[1].float().cpu())
+                found[name].append(view.look(images, labels[list(rows)])[1].float().cpu())
             bar.update(len(rows))
     return {name: torch.cat(parts) for name, parts in found.items()}
 

@@ -46,19 +46,22 @@ class Scene:
         self._truth = parts
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def batches(self, batch_size: int, keep: Collection[int] = ()) -> Iterator[tuple[range, Tensor]]:
-        """All rows in their order, and their prepared images [n,3,crop,crop]. The images of `keep` stay in memory.
+    def batches(
+        self, batch_size: int, keep: Collection[int] = (), rows: Sequence[int] | None = None
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Rows (None: all) in their order, and their prepared images [n,3,crop,crop]. Those of `keep` stay in memory.
 
         Threads decode the next batch while this one is looked at.
 
         Raises:
             BrokenImageError: an image that cannot be decoded.
         """
-        count, waiting = len(self.dataset), deque[tuple[range, list[Future[_Image]]]]()
+        wanted: Sequence[int] = range(len(self.dataset)) if rows is None else rows
+        waiting = deque[tuple[Sequence[int], list[Future[_Image]]]]()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for first in range(0, count, batch_size):
-                rows = range(first, min(first + batch_size, count))
-                waiting.append((rows, [pool.submit(self._load, row, row in keep) for row in rows]))
+            for first in range(0, len(wanted), batch_size):
+                batch = wanted[first : first + batch_size]
+                waiting.append((batch, [pool.submit(self._load, row, row in keep) for row in batch]))
                 if len(waiting) > 1:
                     yield self._placed(*waiting.popleft())
             while waiting:
@@ -84,7 +87,7 @@ class Scene:
             parts = torch.cat([places, (self._truth[row, :, 2:] > 0) & inside[:, None]], 1)
         return _Image(self.prepare(image), self.frame.image(image) if keep else None, box, parts)
 
-    def _placed(self, rows: range, loaded: list[Future[_Image]]) -> tuple[range, Tensor]:
+    def _placed(self, rows: Sequence[int], loaded: list[Future[_Image]]) -> tuple[Sequence[int], Tensor]:
         images = [future.result() for future in loaded]
         for row, image in zip(rows, images, strict=True):
             if self.boxes is not None and image.box is not None:

@@ -83,6 +83,10 @@ class ELoPE(Model, method="elope"):
             images = self.looked_at(images)[0]
         return self.embedding(self.pooling(self.backbone(images)))
 
+    def scores(self, features: Tensor) -> Tensor:
+        """The backbone's features [N,D,h,w] → scores [N,C]."""
+        return self.classifier(self.embedding(self.pooling(features)))
+
     def looked_at(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the backbone sees of images in evaluation, and the boxes [N,4] that it was cut from, if it was.
 
@@ -114,12 +118,14 @@ class ELoPE(Model, method="elope"):
         """
         parts, boxes = self.looked_at(images)
         features = self.backbone(parts)
+        scores = self.scores(features)
         maps = {"pooled": pooled_map(self.pooling, features), "mean feature map": features.mean(1, keepdim=True)}
         if boxes is None or self.localiser is None:
-            return Explanation(maps)
+            return Explanation(maps, scores=scores)
         size = (images.shape[-2], images.shape[-1])
         maps = {name: paste_back(value, boxes, size) for name, value in maps.items()}
-        return Explanation({**maps, "heat map": self.localiser(images)[:, None]}, {"looked at": boxes[:, None]})
+        maps["heat map"] = self.localiser(images)[:, None]
+        return Explanation(maps, {"looked at": boxes[:, None]}, scores)
 
     @torch.no_grad()
     def predict(
@@ -135,7 +141,7 @@ class ELoPE(Model, method="elope"):
                 pixels = self.preprocessing.normalise(pixels_of(image))[None].to(device)
                 parts, boxes = self.looked_at(pixels)
                 assert boxes is not None
-                scores = self.classifier(self.embedding(self.pooling(self.backbone(parts))))
+                scores = self.scores(self.backbone(parts))
                 found.append(self._prediction(scores[0].float().softmax(0).cpu(), top, boxes[0].cpu()))
         finally:
             self.train(training)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
-from fgvc_ext.cli import demo
+import pytest
 
-PRESETS = {"demo": ("", None)}
+from fgvc_ext.cli import demo, main
 
 
 def _leave_a_run(folder: Path, accuracies: dict[str, float]) -> None:
@@ -22,44 +27,113 @@ def _leave_a_run(folder: Path, accuracies: dict[str, float]) -> None:
     (folder / "measures.csv").write_text(f"model,share in box,parts touched\n{trained[0]},0.7 ± 0.1,1.5 ± 0.5\n")
 
 
-class _Driver:
-    title, presets = "A paper", PRESETS
+def _command(code: int = 0, wait: bool = False) -> list[str]:
+    """Of a driver that says two lines, or waits for a signal after the first, and writes what it got and its number."""
+    text = f"""
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(print("saved") or 75))
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir(parents=True, exist_ok=True)
+(out / "number").write_text(str(os.getpid()))
+(out / "got").write_text(" ".join(sys.argv[1:]) + " " + os.environ["OMP_NUM_THREADS"])
+print("begun")
+time.sleep(60 * {int(wait)})
+print("done")
+sys.exit({code})
+"""
+    return [sys.executable, "-c", text]
 
-    def __init__(self, accuracies: dict[str, float], code: int = 0) -> None:
-        self.accuracies, self.code, self.seen = accuracies, code, list[list[str]]()
 
-    def main(self, arguments: list[str], program: list[str]) -> int:
-        self.seen.append(arguments)
-        _leave_a_run(Path(arguments[arguments.index("--out") + 1]), self.accuracies)
-        return self.code
-
-
-def _with(monkeypatch, drivers: dict[str, _Driver], tmp_path: Path) -> None:
+def _with(monkeypatch, tmp_path: Path, commands: dict[str, list[str]], threads: int = 2) -> None:
     (tmp_path / "train").mkdir()
-    for name in drivers:
+    for name in [*commands, "no_demo"]:
         (tmp_path / "train" / f"{name}.py").touch()
     monkeypatch.setattr(demo, "drivers_folder", lambda: tmp_path / "train")
-    monkeypatch.setattr(demo, "load_driver", lambda file: type("Module", (), {"DRIVER": drivers[file.stem]}))
+    driver = type("Driver", (), {"presets": {"demo": ("", None)}})
+    other = type("Driver", (), {"presets": {"cub": ("", None)}})
+    module = {"no_demo": type("Module", (), {"DRIVER": other})}
+    monkeypatch.setattr(demo, "load_driver", lambda file: module.get(file.stem, type("Module", (), {"DRIVER": driver})))
+    monkeypatch.setattr(demo, "driver_words", commands.get)
+    monkeypatch.setattr(demo.torch, "get_num_threads", lambda: threads)
 
 
-def test_every_driver_is_run_and_compared_with_the_plain_network(monkeypatch, tmp_path, capsys):
-    drivers = {"a": _Driver({"first": 0.5, "ensemble": 0.65}), "b": _Driver({"plain": 0.6, "ours": 0.625})}
-    _with(monkeypatch, drivers, tmp_path)
+def _got(tmp_path: Path) -> dict[str, str]:
+    return {file.parent.name: file.read_text() for file in sorted((tmp_path / "out").glob("*/got"))}
+
+
+def test_every_driver_is_run_and_compared_with_the_plain_network(monkeypatch, tmp_path, capfd):
+    _with(monkeypatch, tmp_path, {"a": _command(), "bb": _command()})
+    _leave_a_run(tmp_path / "out/a", {"first": 0.5, "ensemble": 0.65})
+    _leave_a_run(tmp_path / "out/bb", {"plain": 0.6, "ours": 0.625})
     assert demo.demo_command(tmp_path / "out", 3) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
+    assert sorted(out.splitlines()[:4]) == ["a   begun", "a   done", "bb  begun", "bb  done"]
     lines = [line.split() for line in out.splitlines()]
     assert ["a", "first", "50.0", "%", "-10.0", "5", "0.7", "±", "0.1", "–", "1.5", "±", "0.5"] in lines
     assert ["a", "ensemble", "65.0", "%", "+5.0", "–", "–", "–", "–"] in lines
-    assert ["b", "plain", "60.0", "%", "5", "0.7", "±", "0.1", "–", "1.5", "±", "0.5"] in lines
-    assert ["b", "ours", "62.5", "%", "+2.5", "5", "–", "–", "–"] in lines
-    assert drivers["a"].seen == [["demo", "--out", str(tmp_path / "out/a"), "--seed", "3"]]
+    assert ["bb", "plain", "60.0", "%", "5", "0.7", "±", "0.1", "–", "1.5", "±", "0.5"] in lines
+    assert ["bb", "ours", "62.5", "%", "+2.5", "5", "–", "–", "–"] in lines
+    assert _got(tmp_path) == {name: f"demo --out {tmp_path}/out/{name} --seed 3 1" for name in ("a", "bb")}
     page = (tmp_path / "out/index.html").read_text()
     assert "62.5" in page
-    assert "b/report.html" in page
+    assert "bb/report.html" in page
 
 
-def test_a_demo_that_stops_stops_all(monkeypatch, tmp_path):
-    drivers = {"a": _Driver({"first": 0.5}, code=75), "b": _Driver({"plain": 0.6})}
-    _with(monkeypatch, drivers, tmp_path)
-    assert demo.demo_command(tmp_path / "out", 0) == 75
-    assert not drivers["b"].seen
+@pytest.mark.parametrize(
+    ("threads", "jobs", "share"), [(16, None, 5), (2, None, 1), (1, None, 1), (16, 1, 16), (4, 9, 1)]
+)
+def test_the_threads_are_shared_among_the_drivers_of_a_time(monkeypatch, tmp_path, threads, jobs, share):
+    _with(monkeypatch, tmp_path, {name: _command() for name in "abc"}, threads)
+    for name in "abc":
+        _leave_a_run(tmp_path / "out" / name, {"plain": 0.5})
+    assert demo.demo_command(tmp_path / "out", 0, jobs) == 0
+    assert [text.split()[-1] for text in _got(tmp_path).values()] == [str(share)] * 3
+
+
+def test_as_many_run_at_a_time_as_are_asked_for(tmp_path):
+    """Each waits until the other has begun: alone, none would end."""
+    text = """
+import pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.touch()
+while not other.exists(): time.sleep(0.01)
+"""
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    words = {"a": [sys.executable, "-c", text, a, b], "b": [sys.executable, "-c", text, b, a]}
+    assert demo.run_together(words, 2, {}) == 0
+
+
+@pytest.mark.parametrize(("code", "told"), [(75, 75), (1, 1), (-9, 137)])
+def test_a_demo_that_stops_begins_no_other(monkeypatch, tmp_path, code, told):
+    killed = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    _with(monkeypatch, tmp_path, {"a": killed if code < 0 else _command(code), "b": _command()}, threads=1)
+    assert demo.demo_command(tmp_path / "out", 0) == told
+    assert "b" not in _got(tmp_path)
+    assert not (tmp_path / "out/index.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_drivers_save_and_begins_no_other(monkeypatch, tmp_path, capfd, number):
+    """Ctrl-C comes from a terminal, which sends it to the drivers too; here they are sent SIGTERM beside it."""
+    _with(monkeypatch, tmp_path, {name: _command(wait=True) for name in "abc"})
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop() -> None:
+        while len(_got(tmp_path)) < 2:
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            for file in (tmp_path / "out").glob("*/number"):
+                os.kill(int(file.read_text()), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    assert demo.demo_command(tmp_path / "out", 0) == 128 + number
+    assert capfd.readouterr().out.count("saved") == 2
+    assert sorted(_got(tmp_path)) == ["a", "b"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_jobs_below_one_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--jobs", "0"])
+    assert "--jobs: expected at least 1, got 0" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from fgvc_ext.explain import ModelView, comparison
 from fgvc_ext.explain.comparison import MEASURES, explain_models
 from fgvc_ext.explain.crop import CentreCrop
 from fgvc_ext.explain.document import read_json
+from fgvc_ext.explain.embeddings import embedding_figure
 from fgvc_ext.explain.figures import PairExample, cam_comparison, pairs_figure
 from fgvc_ext.explain.report import write_run_report
 from fgvc_ext.explain.scene import Scene
@@ -133,6 +134,37 @@ def test_every_image_is_decoded_once_but_for_the_examples_and_in_threads(tmp_pat
     assert sum(decoded.values()) == 20 + 2, "one example of each class of the one confused pair"
     assert len(threads - {threading.current_thread()}) > 0
     assert capsys.readouterr().out == "report: 20 test images, seen by first, second\n"
+
+
+def test_features_are_those_of_the_confused_classes_alone(tmp_path, monkeypatch):
+    """Every third image is of the class "none" and called so; the two others are taken for each other."""
+    drawn, asked = [], []
+    monkeypatch.setattr(comparison, "embedding_figure", lambda *args: drawn.append(args) or embedding_figure(*args))
+
+    class Thirds(Squares):
+        def __init__(self) -> None:
+            super().__init__(9)
+            self.labels = torch.arange(9) % 3
+            self.boxes[2::3] = torch.tensor([24.0, 0.0, 40.0, 8.0])
+
+    def maps(images: torch.Tensor) -> torch.Tensor:
+        top = images[:, 0, :8].mean((1, 2)) > 0.1
+        return swapped(images) * ~top[:, None, None, None] + torch.eye(3)[2, :, None, None] * top[:, None, None, None]
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return brightness(images).mean((2, 3))
+
+    data = Thirds()
+    models = {"first": seen(maps), "second": seen(maps, features=features)}
+    explain_models(tmp_path, data, models, prepare=prepare, frame=CentreCrop(48, 48), group=2, batch_size=4)
+    ((found, labels, classes),) = drawn
+    assert list(found) == ["second"], "the other has no features"
+    assert asked == [4, 2]
+    assert labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert classes == data.classes
+    images = torch.stack([prepare(data.load(row)) for row in (0, 1, 3, 4, 6, 7)])
+    assert torch.equal(found["second"], brightness(images).mean((2, 3)))
 
 
 def test_a_broken_image_is_an_error(tmp_path):

@@ -308,6 +308,7 @@ def test_the_pooled_map_is_where_the_pooled_features_come_from(options, images):
     torch.testing.assert_close(pooled.sum((1, 2, 3)), model.pooling(features).mean(1))
     torch.testing.assert_close(found.maps["mean feature map"], features.mean(1, keepdim=True))
     assert found.boxes == {}
+    torch.testing.assert_close(found.scores, model(images))
     if options.get("pooling") == "gmp":
         position = features[0, 7].flatten().argmax()
         assert pooled[0].flatten()[position] > 0
@@ -326,6 +327,7 @@ def test_maps_of_a_crop_are_shown_in_the_image(images):
     found = model.explain(images)
     boxes = found.boxes["looked at"][:, 0]
     assert torch.equal(boxes, model.boxes(images))
+    torch.testing.assert_close(found.scores, model(images))
     pooled = found.maps["pooled"]
     assert pooled.shape == (3, 1, 6, 6)  # 48 pixels are 3 x 3 positions
     cut = model.backbone(crop_and_resize(images, boxes, 48)).mean(1, keepdim=True)
