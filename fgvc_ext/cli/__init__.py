@@ -61,7 +61,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     demo = commands.add_parser("demo", help=text, description=text)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs (default: runs/demo)")
     demo.add_argument("--seed", type=int, default=0, help="of the trainings (default: 0)")
-    jobs = "methods that train at the same time (default: all, as far as there is a thread for each)"
+    jobs = "methods that train at the same time (default: one for each of torch's threads; with a GPU 1)"
     demo.add_argument("--jobs", type=int, help=jobs)
 
     def command(parsed: argparse.Namespace) -> int:

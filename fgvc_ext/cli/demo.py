@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.explain.document import Report, read_json
 from fgvc_ext.explain.palette import percent
 from fgvc_ext.explain.report import read_rows
+from fgvc_ext.training.driver import EXIT_INTERRUPTED
+from fgvc_ext.training.stop_request import EXIT_PREEMPTED
 
 MEASURES = ("share in box", "area used", "parts touched")
 """Columns of a run's measures.csv: where its models look."""
@@ -54,16 +57,23 @@ def demo_command(out: Path, seed: int, jobs: int | None = None) -> int:
 
     Args:
         jobs: drivers that train at the same time, each in a process of its own that has its share of torch's threads;
-            None: as many as there are threads. Small networks gain more from a thread each than from many for one.
+            None: as many as there are threads, and one where there is a GPU. Small networks gain more from a thread
+            each than from many for one.
     """
     files = sorted(drivers_folder().glob("*.py"))
     runs = {file.stem: out / file.stem for file in files if "demo" in load_driver(file).DRIVER.presets}
     threads = torch.get_num_threads()
-    jobs = min(threads if jobs is None else jobs, len(runs))
+    if jobs is None:
+        jobs = 1 if torch.cuda.is_available() else threads
+    jobs = min(jobs, len(runs))
+    share = str(max(1, threads // jobs))
+    more = ["--engine.workers", share] if jobs > 1 else []
     words = {
-        paper: [*driver_words(paper), "demo", "--out", str(run), "--seed", str(seed)] for paper, run in runs.items()
+        paper: [*driver_words(paper), "demo", "--out", str(run), "--seed", str(seed), *more]
+        for paper, run in runs.items()
     }
-    if code := run_together(words, jobs, {"OMP_NUM_THREADS": str(max(1, threads // jobs)), "PYTHONUNBUFFERED": "1"}):
+    environment = {"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share, "PYTHONUNBUFFERED": "1"}
+    if code := run_together(words, jobs, environment):
         return code
     lines = [line for paper, run in runs.items() for line in lines_of(paper, run)]
     plain = next((line for line in lines if line.stage == "plain"), None)
@@ -73,41 +83,58 @@ def demo_command(out: Path, seed: int, jobs: int | None = None) -> int:
 
 
 def driver_words(paper: str) -> list[str]:
-    """The command that runs a driver."""
-    return [sys.executable, "-m", "fgvc_ext.cli", "train", paper]
+    """The command that runs a driver of this very package: `-m` would look for one in the current folder first."""
+    start = f"import sys; sys.path[:] = {sys.path!r}; from fgvc_ext.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", start, "train", paper]
 
 
 def run_together(words: Mapping[str, list[str]], jobs: int, environment: Mapping[str, str]) -> int:
-    """Run commands by name, `jobs` at a time, their lines after their names; the first exit code that is not 0.
+    """Run drivers by name, `jobs` at a time, their lines after their names; the first exit code that is not 0.
 
-    After one, or a signal, no other is begun. SIGTERM is passed on; Ctrl-C reaches the commands by itself. Either way
-    they save what they have, and the same command goes on.
+    After one, or a signal, no other is begun. On SIGTERM and the first Ctrl-C those that run save what they have, and
+    the same command goes on: the exit code is then theirs, `EXIT_PREEMPTED`. A second Ctrl-C does not wait for them.
     """
-    codes, running = list[int](), list[subprocess.Popen[str]]()
+    codes, running, stopped = dict[str, int](), list[subprocess.Popen[str]](), threading.Event()
     width = max(map(len, words), default=0)
+    options: dict[str, Any] = {
+        "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace",
+        "env": {**os.environ, **environment},
+    }  # fmt: skip
 
     def run(name: str) -> None:
-        if codes:
+        if stopped.is_set():
             return
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-        with subprocess.Popen(words[name], text=True, env={**os.environ, **environment}, **pipes) as process:
-            running.append(process)
-            for line in process.stdout or ():
-                print(f"{name:<{width}}  {line}", end="", flush=True)
-        if code := process.returncode:
-            codes.append(code if code > 0 else 128 - code)
-
-    def pass_on(number: int, frame: object) -> None:
-        codes.append(128 + number)  # none is begun from here on
-        for process in running:
-            process.send_signal(number)  # nothing happens to one that has ended
-
-    with _handled(signal.SIGTERM, pass_on), ThreadPoolExecutor(jobs) as pool:
+        code = 1  # of an error in these lines, such as a terminal that is gone
         try:
-            list(pool.map(run, words))
+            with subprocess.Popen(words[name], **options) as process:
+                running.append(process)
+                if stopped.is_set():  # while it was begun
+                    process.terminate()
+                for line in process.stdout or ():
+                    print(f"{name:<{width}}  {line}", end="", flush=True)
+            code = process.returncode
+        finally:
+            if code:
+                codes[name] = code if code > 0 else 128 - code
+                stopped.set()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        for process in running:
+            process.terminate()  # also those that Ctrl-C has reached: twice is once
+
+    with _handled(signal.SIGTERM, stop):
+        try:
+            with ThreadPoolExecutor(jobs) as pool:
+                try:
+                    list(pool.map(run, words))
+                except KeyboardInterrupt:
+                    stop()
         except KeyboardInterrupt:
-            codes.append(128 + signal.SIGINT)
-    return codes[0] if codes else 0
+            return EXIT_INTERRUPTED
+    for name, code in codes.items():
+        print(f"{name}: ended with exit code {code}, see above")
+    return next(iter(codes.values()), EXIT_PREEMPTED if stopped.is_set() else 0)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from a model to them, `explain.view_of(model)`, needs neither:
 `figures`        the figures of a report
 `view`           a model as functions of images, as its own `explain` shows it
 `crop`           where boxes and points lie in the crop that a network sees
-`scene`          the test images: decoded once, several at a time
+`scene`          the test images: decoded several at a time
 `comparison`     all of it for several trained models, written into a run folder
 `document`       HTML reports
 ===============  ====================================================================================

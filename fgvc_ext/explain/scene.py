@@ -1,4 +1,4 @@
-"""The test images as a report sees them: each decoded once, several at a time, with what is known of it in the crop."""
+"""The test images as a report sees them: decoded several at a time, with what is known of each in the crop."""
 
 from __future__ import annotations
 

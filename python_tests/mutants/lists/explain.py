@@ -28,6 +28,7 @@ MUTANTS = [
         Mutant("explain-seeds-of-positions", "seed + torch.tensor(chosen)", "seed + torch.arange(len(chosen))"),
         Mutant("explain-example-without-its-part", "worth + 2 * (place[:, 2] > 0)", "worth + 0 * (place[:, 2] > 0)"),
         Mutant("explain-class-without-images", "if len(rows) == 0:", "if rows is None:"),
+        Mutant("explain-features-of-all", "scene.batches(batch_size, rows=rows.tolist())", "scene.batches(batch_size)"),
         Mutant("explain-pairs-of-the-first-model", "last = list(answers)[-1]", "last = list(answers)[0]"),
         tests=COMPARISON,
     ),
