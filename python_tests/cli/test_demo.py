@@ -28,11 +28,14 @@ def _leave_a_run(folder: Path, accuracies: dict[str, float]) -> None:
     (folder / "measures.csv").write_text(f"model,share in box,parts touched\n{trained[0]},0.7 ± 0.1,1.5 ± 0.5\n")
 
 
-def _command(code: int = 0, wait: bool = False) -> list[str]:
-    """Of a driver that says two lines, or waits for a signal after the first, and writes what it got and its number."""
+def _command(code: int = 0, wait: bool = False, asked: str = 'sys.exit(print("saved") or 75)') -> list[str]:
+    """Of a driver that says some lines, waits if it is to, writes what it got, and does `asked` on SIGTERM."""
     text = f"""
 import os, pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(print("saved") or 75))
+def told(number, frame):
+    (out / "told").touch()
+    {asked}
+signal.signal(signal.SIGTERM, told)
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(parents=True, exist_ok=True)
 (out / "number").write_text(str(os.getpid()))
@@ -130,15 +133,18 @@ def test_a_demo_that_stops_is_named_and_no_other_begun(monkeypatch, tmp_path, ca
 
 
 def _signals_once_two_run(tmp_path: Path, *numbers: int) -> threading.Thread:
-    """Sends them to this process, half a second apart: it waits for the drivers, which wait for theirs."""
+    """Sends them to this process, which waits for the drivers, each once both drivers know of the one before."""
+
+    def two(name: str) -> bool:
+        end = time.monotonic() + 60
+        while len(list((tmp_path / "out").glob(f"*/{name}"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        return time.monotonic() < end
 
     def send() -> None:
-        end = time.monotonic() + 60
-        while len(_got(tmp_path)) < 2 and time.monotonic() < end:
-            time.sleep(0.05)
-        for number in numbers if len(_got(tmp_path)) == 2 else ():
-            os.kill(os.getpid(), number)
-            time.sleep(0.5)
+        for number, known in zip(numbers, ("got", "told"), strict=False):
+            if two(known):
+                os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
@@ -158,8 +164,7 @@ def test_a_signal_lets_the_drivers_save_and_begins_no_other(monkeypatch, tmp_pat
 
 
 def test_drivers_that_end_all_the_same_do_not_make_a_stopped_demo_a_whole_one(monkeypatch, tmp_path):
-    ending = [word.replace('print("saved") or 75', "0") for word in _command(wait=True)]
-    _with(monkeypatch, tmp_path, dict.fromkeys("abc", ending))
+    _with(monkeypatch, tmp_path, dict.fromkeys("abc", _command(wait=True, asked="sys.exit(0)")))
     sender = _signals_once_two_run(tmp_path, signal.SIGTERM)
     assert demo.demo_command(tmp_path / "out", 0) == 75
     sender.join()
@@ -168,8 +173,7 @@ def test_drivers_that_end_all_the_same_do_not_make_a_stopped_demo_a_whole_one(mo
 
 def test_a_second_interruption_waits_for_nobody(monkeypatch, tmp_path):
     """The drivers of this test ignore what asks them to stop, until they are killed."""
-    deaf = [word.replace('sys.exit(print("saved") or 75)', "None") for word in _command(wait=True)]
-    _with(monkeypatch, tmp_path, {"a": deaf, "b": deaf})
+    _with(monkeypatch, tmp_path, dict.fromkeys("ab", _command(wait=True, asked="pass")))
     sender = _signals_once_two_run(tmp_path, signal.SIGINT, signal.SIGINT)
     try:
         assert demo.demo_command(tmp_path / "out", 0) == 130
