@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,14 @@ def test_a_demo_that_stops_is_named_and_no_other_begun(monkeypatch, tmp_path, ca
     assert capfd.readouterr().out.endswith(f"a: ended with exit code {told}, see above\n")
 
 
+@pytest.fixture
+def interrupted() -> Iterator[None]:
+    """Ctrl-C is heard, also where a shell began the tests in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _signals_once_two_run(tmp_path: Path, *numbers: int) -> threading.Thread:
     """Sends them to this process, which waits for the drivers, each once both drivers know of the one before."""
 
@@ -151,6 +160,7 @@ def _signals_once_two_run(tmp_path: Path, *numbers: int) -> threading.Thread:
     return thread
 
 
+@pytest.mark.usefixtures("interrupted")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_drivers_save_and_begins_no_other(monkeypatch, tmp_path, capfd, number):
     _with(monkeypatch, tmp_path, {name: _command(wait=True) for name in "abc"})
@@ -171,6 +181,7 @@ def test_drivers_that_end_all_the_same_do_not_make_a_stopped_demo_a_whole_one(mo
     assert sorted(_got(tmp_path)) == ["a", "b"]
 
 
+@pytest.mark.usefixtures("interrupted")
 def test_a_second_interruption_waits_for_nobody(monkeypatch, tmp_path):
     """The drivers of this test ignore what asks them to stop, until they are killed."""
     _with(monkeypatch, tmp_path, dict.fromkeys("ab", _command(wait=True, asked="pass")))
