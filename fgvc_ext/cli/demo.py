@@ -20,6 +20,7 @@ from fgvc_ext.cli.train import drivers_folder, load_driver
 from fgvc_ext.explain.document import Report, read_json
 from fgvc_ext.explain.palette import percent
 from fgvc_ext.explain.report import read_rows
+from fgvc_ext.training.device import choose_device
 from fgvc_ext.training.driver import EXIT_INTERRUPTED
 from fgvc_ext.training.stop_request import EXIT_PREEMPTED
 
@@ -64,7 +65,7 @@ def demo_command(out: Path, seed: int, jobs: int | None = None) -> int:
     runs = {file.stem: out / file.stem for file in files if "demo" in load_driver(file).DRIVER.presets}
     threads = torch.get_num_threads()
     if jobs is None:
-        jobs = 1 if torch.cuda.is_available() else threads
+        jobs = threads if choose_device("auto").type == "cpu" else 1
     jobs = min(jobs, len(runs))
     share = str(max(1, threads // jobs))
     more = ["--engine.workers", share] if jobs > 1 else []

@@ -28,7 +28,7 @@ from fgvc_ext.explain.document import save_figure
 from fgvc_ext.explain.embeddings import embedding_figure
 from fgvc_ext.explain.figures import PairExample, cam_comparison, confusion_figure, pairs_figure
 from fgvc_ext.explain.palette import percent
-from fgvc_ext.explain.scene import Scene
+from fgvc_ext.explain.scene import Scene, shown_rows
 from fgvc_ext.explain.view import ModelView
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def explain_models(
         raise ValueError(f"explain_models: expected models and images, got {len(models)} and {len(dataset)}")
     run = Path(run)
     scene = Scene(dataset, frame, prepare)
-    chosen = [int((n + 0.5) * len(dataset) / min(rows, len(dataset))) for n in range(min(rows, len(dataset)))]
+    chosen = shown_rows(dataset, rows)
     print(f"report: {len(dataset):,} test images, seen by {', '.join(models)}", flush=True)
     answers = _ask(scene, models, batch_size, chosen)
     last = list(answers)[-1]

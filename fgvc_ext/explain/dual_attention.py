@@ -19,7 +19,7 @@ from fgvc_ext.explain.figures import cam_comparison, enlarged, picture_rows
 from fgvc_ext.explain.maps import draw_boxes, overlay
 from fgvc_ext.explain.palette import PLAIN, QUIET, WIDTH, drawing, percent, series_colour
 from fgvc_ext.explain.report import read_rows
-from fgvc_ext.explain.scene import Scene
+from fgvc_ext.explain.scene import Scene, shown_rows
 from fgvc_ext.explain.view import shown_map
 from fgvc_ext.models import DualAttention
 from fgvc_ext.models.part_attention import box_union
@@ -41,8 +41,7 @@ def explain_parts(
     """
     prepare = model.preprocessing
     scene = Scene(dataset, CentreCrop(prepare.resize, prepare.crop, prepare.keep_ratio), prepare.transform())
-    count = min(rows, len(dataset))
-    chosen = [int((n + 0.5) * len(dataset) / count) for n in range(count)]
+    chosen = shown_rows(dataset, rows)
     boxes = _boxes(model, scene, chosen, batch_size)
     _save_pipeline(run, scene, model, chosen, seed)
     if scene.parts is not None and scene.boxes is not None:

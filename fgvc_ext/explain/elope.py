@@ -19,6 +19,7 @@ from fgvc_ext.explain.document import Section, read_json, save_figure
 from fgvc_ext.explain.figures import cam_comparison
 from fgvc_ext.explain.maps import draw_boxes
 from fgvc_ext.explain.palette import MARK, OURS, PLAIN, QUIET, WIDTH, as_picture, drawing, percent
+from fgvc_ext.explain.scene import shown_rows
 from fgvc_ext.models.cost import cost
 from fgvc_ext.models.elope import ELoPE
 from fgvc_ext.models.localiser import Localiser, MeanFeatureMap, resized_to
@@ -42,8 +43,7 @@ def save_localisation(
         localiser: what was trained on it.
         boxes: the box [N,4] xyxy of every image, in its pixels.
     """
-    count = min(rows, len(dataset))
-    shown = [int((n + 0.5) * len(dataset) / count) for n in range(count)]
+    shown = shown_rows(dataset, rows)
     images = [dataset.load(row) for row in shown]
     titles = [dataset.classes[int(dataset.labels[row])] for row in shown]
     pictures, means, predicted = [], [], []

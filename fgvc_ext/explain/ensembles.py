@@ -21,7 +21,7 @@ from fgvc_ext.explain.crop import CentreCrop
 from fgvc_ext.explain.document import read_json, save_figure, save_table
 from fgvc_ext.explain.figures import cam_comparison, share_figure
 from fgvc_ext.explain.palette import percent
-from fgvc_ext.explain.scene import Scene
+from fgvc_ext.explain.scene import Scene, shown_rows
 from fgvc_ext.explain.view import as_shares, shown_map, view_of
 from fgvc_ext.models import Combined, KnowledgeTransfer, Model, load
 from fgvc_ext.ops import orthogonal_loss
@@ -129,7 +129,7 @@ def explain_ensembles(
     prepare = next(iter(models.values())).preprocessing
     seen = dataset.subset(evenly_spaced(len(dataset), images))
     scene = Scene(seen, CentreCrop(prepare.resize, prepare.crop, prepare.keep_ratio), prepare.transform())
-    chosen = [int((n + 0.5) * len(seen) / min(rows, len(seen))) for n in range(min(rows, len(seen)))]
+    chosen = shown_rows(seen, rows)
     maps = _looks(scene, models, batch_size, chosen)
     _save_maps(
         run,

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from fgvc_ext.data.dataset import ImageDataset
 
 
+def shown_rows(dataset: ImageDataset, count: int) -> list[int]:
+    """The rows that stand for a data set in a figure, at most `count`: evenly spread over it, not chosen."""
+    count = min(count, len(dataset))
+    return [int((n + 0.5) * len(dataset) / count) for n in range(count)]
+
+
 class _Image(NamedTuple):
     """An image, and what is known of it, in pixels of the crop."""
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fgvc_ext.cli import demo, main
 
@@ -62,7 +63,7 @@ def _with(monkeypatch, tmp_path: Path, commands: dict[str, list[str]], threads: 
     module = {"no_demo": type("Module", (), {"DRIVER": other})}
     monkeypatch.setattr(demo, "load_driver", lambda file: module.get(file.stem, type("Module", (), {"DRIVER": driver})))
     monkeypatch.setattr(demo, "driver_words", commands.get)
-    monkeypatch.setattr(demo.torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
 
 
 def _got(tmp_path: Path) -> dict[str, str]:
@@ -105,7 +106,7 @@ def test_the_threads_are_shared_among_the_drivers_of_a_time(monkeypatch, tmp_pat
 
 def test_a_gpu_is_not_shared_unless_it_is_asked_for(monkeypatch, tmp_path):
     _with(monkeypatch, tmp_path, {"a": _command(75), "b": _command()}, threads=8)
-    monkeypatch.setattr(demo.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(demo, "choose_device", lambda name: torch.device("cuda:0"))
     assert demo.demo_command(tmp_path / "out", 0) == 75
     assert list(_got(tmp_path)) == ["a"], "the other was to come after it"
 

@@ -32,7 +32,7 @@ MUTANTS = [
     ),
     *of(
         "fgvc_ext/cli/demo.py",
-        Mutant("demo-gpu-shared", "1 if torch.cuda.is_available() else threads", "threads"),
+        Mutant("demo-gpu-shared", 'threads if choose_device("auto").type == "cpu" else 1', "threads"),
         Mutant("demo-no-thread-left", "str(max(1, threads // jobs))", "str(threads // jobs)"),
         Mutant("demo-loaders-not-shared", "if jobs > 1 else []", "if jobs < 1 else []"),
         Mutant("demo-package-of-the-current-folder", "sys.path[:] = {sys.path!r}; ", ""),
